@@ -1,0 +1,14 @@
+from .mobile_block import MobileBlock, MobileMixer
+from .presets import create_transformer, list_transformers
+from .spanning_attention import ATTENTION_MODES, spanning_attention
+from .transformer_demo import DEMOTransformer2DModel
+
+__all__ = [
+    "ATTENTION_MODES",
+    "DEMOTransformer2DModel",
+    "MobileBlock",
+    "MobileMixer",
+    "create_transformer",
+    "list_transformers",
+    "spanning_attention",
+]

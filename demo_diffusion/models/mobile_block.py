@@ -1,0 +1,151 @@
+"""The i2RMB block: attention over an expanded value, depthwise convolution, projection.
+
+EMOv2 (arXiv 2412.06674, Sec. 3.2 and 3.3) calls the pattern Meta Mobile Block. `MobileMixer` is its inside, shared by
+D-EMO (which puts adaptive LayerNorm and a gate around it) and by EMOv2 (`MobileBlock`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .depthwise_conv import DepthwiseConvNorm
+from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+
+
+class MobileMixer(nn.Module):
+    """proj(z + SiLU(BatchNorm(DepthwiseConv(z)))), z = attention(q, k, act(v)); without attention z = act(v).
+
+    With stride 2 the sum loses its first term. Shapes: (B, H, W, in_channels) -> (B, H / stride, W / stride,
+    out_channels).
+
+    Args:
+        expansion_ratio: width of v over `in_channels`.
+        num_heads: heads of q, k (d = in_channels / heads) and of v (expansion_ratio · d); unused by mode "none".
+        attention_mode: "none", "neighborhood", "remote" or "spanning".
+        window_size: side of the attention windows in tokens; the grid is zero-padded to a multiple of it.
+        kernel_size: odd side of the depthwise convolution.
+        activation: of v, "gelu" (exact) or "silu".
+
+    Raises:
+        ValueError: if a setting is not among those allowed.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion_ratio: float = 4.0,
+        num_heads: int = 1,
+        attention_mode: str = "spanning",
+        window_size: int = 8,
+        kernel_size: int = 5,
+        stride: int = 1,
+        activation: str = "gelu",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        hidden_channels = int(in_channels * expansion_ratio)
+        _check_settings(
+            in_channels, hidden_channels, num_heads, attention_mode, window_size, kernel_size, stride, activation
+        )
+        self.num_heads = num_heads
+        self.attention_mode = attention_mode
+        self.window_size = window_size
+        self.stride = stride
+        self.activation = ACTIVATIONS[activation]
+        if attention_mode != "none":
+            self.qk = nn.Linear(in_channels, 2 * in_channels)
+        self.v = nn.Linear(in_channels, hidden_channels)
+        self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps)
+        self.proj = nn.Linear(hidden_channels, out_channels, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        z = self.attend(tokens) if self.attention_mode != "none" else self.activation(self.v(tokens))
+        local = F.silu(self.conv_local(z))
+        return self.proj(z + local if self.stride == 1 else local)
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, in_channels) -> (B, H, W, expansion_ratio · in_channels)."""
+        height, width = tokens.shape[1:3]
+        tokens = pad_to_windows(tokens, self.window_size)
+        query, key = self.qk(tokens).chunk(2, dim=-1)
+        value = self.activation(self.v(tokens))
+        z = spanning_attention(query, key, value, self.num_heads, self.window_size, self.attention_mode)
+        return z[:, :height, :width]
+
+
+class ChannelsLastBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the channels of (B, H, W, C)."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MobileBlock(nn.Module):
+    """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)); with stride 2 there is no skip.
+
+    Shapes: (B, H, W, in_channels) -> (B, H / stride, W / stride, out_channels).
+
+    Args:
+        norm: "batch" or "layer" (both affine, over channels).
+        layer_scale_init: initial value of gamma.
+        mixer_config: the other arguments of `MobileMixer`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: str = "layer",
+        layer_scale_init: float = 1e-6,
+        eps: float = 1e-6,
+        stride: int = 1,
+        **mixer_config,
+    ):
+        super().__init__()
+        norms = {"batch": ChannelsLastBatchNorm, "layer": nn.LayerNorm}
+        if norm not in norms:
+            raise ValueError(f"norm is {norm!r}; it must be one of {sorted(norms)}.")
+        if stride == 1 and in_channels != out_channels:
+            raise ValueError(
+                f"A block with a skip keeps its width; got in_channels={in_channels}, out_channels={out_channels}. "
+                "Use stride=2 to change the width."
+            )
+        self.skip = stride == 1
+        self.norm = norms[norm](in_channels, eps=eps)
+        self.mixer = MobileMixer(in_channels, out_channels, stride=stride, eps=eps, **mixer_config)
+        self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        update = self.gamma * self.mixer(self.norm(tokens))
+        return tokens + update if self.skip else update
+
+
+def _check_settings(
+    in_channels: int,
+    hidden_channels: int,
+    num_heads: int,
+    attention_mode: str,
+    window_size: int,
+    kernel_size: int,
+    stride: int,
+    activation: str,
+) -> None:
+    if attention_mode not in ATTENTION_MODES:
+        raise ValueError(f"attention_mode is {attention_mode!r}; it must be one of {list(ATTENTION_MODES)}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; it must be one of {sorted(ACTIVATIONS)}.")
+    if window_size < 1:
+        raise ValueError(f"window_size is {window_size}; it must be at least 1 token.")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; it must be odd, so that the grid keeps its size.")
+    if stride not in (1, 2):
+        raise ValueError(f"stride is {stride}; it must be 1 or 2.")
+    if attention_mode != "none" and stride != 1:
+        raise ValueError("A block of stride 2 has no attention; use attention_mode='none'.")
+    if attention_mode != "none" and (in_channels % num_heads or hidden_channels % num_heads):
+        raise ValueError(
+            f"num_heads is {num_heads}; it must divide the width {in_channels} and its expansion {hidden_channels}."
+        )

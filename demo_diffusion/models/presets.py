@@ -1,0 +1,31 @@
+"""The named sizes, and how to create a network from a name."""
+
+import inspect
+
+from .transformer_demo import DEMO_PRESETS, DEMOTransformer2DModel
+
+PRESETS = {name: (DEMOTransformer2DModel, config) for name, config in DEMO_PRESETS.items()}
+
+
+def list_transformers() -> list[str]:
+    """Names that `create_transformer` knows."""
+    return list(PRESETS)
+
+
+def create_transformer(name: str, **overrides) -> DEMOTransformer2DModel:
+    """A network with newly initialised weights.
+
+    Args:
+        name: one of `list_transformers()`, such as "DEMO-S/2".
+        overrides: config fields that differ from the preset, e.g. `num_classes=10, in_channels=3`.
+
+    Raises:
+        ValueError: if the name or a field is unknown.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"Unknown transformer {name!r}; known are {', '.join(PRESETS)}.")
+    model_class, config = PRESETS[name]
+    fields = set(inspect.signature(model_class.__init__).parameters) - {"self"}
+    if unknown := set(overrides) - fields:
+        raise ValueError(f"{name} has no config field {sorted(unknown)}; its fields are {sorted(fields)}.")
+    return model_class(**{**config, **overrides})

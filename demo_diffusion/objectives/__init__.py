@@ -1,0 +1,4 @@
+from .ddpm import DDPMObjective
+from .flow import FlowObjective
+
+__all__ = ["DDPMObjective", "FlowObjective"]

@@ -1,0 +1,150 @@
+"""Noise prediction with learned variance: the objective of DiT and of the D-EMO paper's table XIV."""
+
+import math
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from .common import expand_to, mean_over_sample
+
+
+class DDPMObjective(nn.Module):
+    """MSE on the noise plus the variational bound on the variance (Improved DDPM, arXiv 2102.09672, Sec. 3.1).
+
+    The network gives 2·C channels for C: the noise, then the variance's place v in [−1, 1] between its two bounds. The
+    bound's gradient reaches the variance alone. x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · noise with linear betas.
+
+    Args:
+        num_train_timesteps: number of steps; a timestep is an integer in [0, num_train_timesteps).
+        beta_start, beta_end: first and last beta (DDPM, arXiv 2006.11239).
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+        super().__init__()
+        self.num_train_timesteps = num_train_timesteps
+        self.beta_start = beta_start
+        self.beta_end = beta_end
+
+        betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+        signal = torch.cumprod(1 - betas, dim=0)  # ᾱ_t
+        previous_signal = torch.cat([signal.new_ones(1), signal[:-1]])
+        posterior_variance = betas * (1 - previous_signal) / (1 - signal)
+        posterior_variance[0] = posterior_variance[1]  # it is 0 at t = 0, where the decoder's likelihood is used
+
+        tables = {
+            "signal_scale": signal.sqrt(),
+            "noise_scale": (1 - signal).sqrt(),
+            "posterior_x0_scale": betas * previous_signal.sqrt() / (1 - signal),
+            "posterior_xt_scale": (1 - previous_signal) * (1 - betas).sqrt() / (1 - signal),
+            "min_log_variance": posterior_variance.log(),
+            "max_log_variance": betas.log(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def out_channels(self, in_channels: int) -> int:
+        """Channels that the network must give for `in_channels`."""
+        return 2 * in_channels
+
+    def scheduler(self) -> DDPMScheduler:
+        """The official sampler of DiT, for any number of steps."""
+        return DDPMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule="linear",
+            variance_type="learned_range",
+            timestep_spacing="linspace",
+            clip_sample=False,
+        )
+
+    def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Uniform integer timesteps (B,), on the generator's device (the CPU without one)."""
+        device = generator.device if generator is not None else "cpu"
+        return torch.randint(self.num_train_timesteps, (batch_size,), generator=generator, device=device)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t of (B, C, H, W) for timesteps (B,)."""
+        return self._at(self.signal_scale, timesteps, x0) * x0 + self._at(self.noise_scale, timesteps, x0) * noise
+
+    def losses(
+        self, model_output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Losses of a batch.
+
+        Args:
+            model_output: (B, 2·C, H, W), the network's output for `add_noise(x0, noise, timesteps)`.
+            x0, noise: (B, C, H, W)
+            timesteps: (B,) integers.
+
+        Returns:
+            "mse", "vb" (in bits per dimension) and their sum "loss", each (B,).
+
+        Raises:
+            ValueError: if the output has not twice the channels of `x0`.
+        """
+        if model_output.shape[1] != 2 * x0.shape[1]:
+            raise ValueError(
+                f"The network gave {model_output.shape[1]} channels for {x0.shape[1]}; noise and learned variance need "
+                f"{2 * x0.shape[1]}. Create it with out_channels={2 * x0.shape[1]}."
+            )
+        predicted_noise, variance_place = model_output.float().chunk(2, dim=1)
+        mse = mean_over_sample((predicted_noise - noise) ** 2)
+        vb = self._variational_bound(predicted_noise.detach(), variance_place, x0, noise, timesteps)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def _variational_bound(
+        self,
+        predicted_noise: torch.Tensor,
+        variance_place: torch.Tensor,
+        x0: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        x_t = self.add_noise(x0, noise, timesteps)
+        min_log = self._at(self.min_log_variance, timesteps, x0)
+        max_log = self._at(self.max_log_variance, timesteps, x0)
+        log_variance = min_log + (variance_place + 1) / 2 * (max_log - min_log)
+        mean = self._posterior_mean(self._predict_x0(x_t, predicted_noise, timesteps), x_t, timesteps)
+
+        kl = normal_kl(self._posterior_mean(x0, x_t, timesteps), min_log, mean, log_variance)
+        decoder_nll = -discretized_gaussian_log_likelihood(x0, mean, log_variance / 2)
+        nats = torch.where(timesteps == 0, mean_over_sample(decoder_nll), mean_over_sample(kl))
+        return nats / math.log(2)
+
+    def _predict_x0(self, x_t: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return (x_t - self._at(self.noise_scale, timesteps, x_t) * noise) / self._at(self.signal_scale, timesteps, x_t)
+
+    def _posterior_mean(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Mean of q(x_{t−1} | x_t, x0) (DDPM, eq. 7)."""
+        x0_scale = self._at(self.posterior_x0_scale, timesteps, x0)
+        return x0_scale * x0 + self._at(self.posterior_xt_scale, timesteps, x0) * x_t
+
+    def _at(self, table: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return expand_to(table.to(timesteps.device)[timesteps].float(), like)
+
+
+def normal_kl(
+    mean1: torch.Tensor, log_variance1: torch.Tensor, mean2: torch.Tensor, log_variance2: torch.Tensor
+) -> torch.Tensor:
+    """KL(N(mean1, variance1) ‖ N(mean2, variance2)) in nats, elementwise."""
+    variance_ratio = torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (log_variance2 - log_variance1 + variance_ratio - 1 + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def discretized_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """Log-probability in nats of the 1/127.5-wide bin around x in [−1, 1] (DDPM, eq. 13), elementwise.
+
+    The outermost bins reach to infinity. The normal distribution function is DDPM's tanh approximation, so that the
+    numbers are those of the official code.
+    """
+    inverse_std = torch.exp(-log_std)
+    upper = _approximate_normal_cdf(inverse_std * (x - mean + 1 / 255))
+    lower = _approximate_normal_cdf(inverse_std * (x - mean - 1 / 255))
+    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return probability.clamp(min=1e-12).log()
+
+
+def _approximate_normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

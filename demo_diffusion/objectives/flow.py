@@ -1,0 +1,81 @@
+"""Velocity prediction on the linear path: flow matching as in SiT and Stable Diffusion 3."""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from .common import expand_to, mean_over_sample
+
+TIMESTEP_SAMPLING = ("uniform", "logit_normal")
+
+
+class FlowObjective(nn.Module):
+    """MSE on the velocity noise − x0 along x_t = (1 − t) · x0 + t · noise, t in [0, 1].
+
+    t = 1 is noise, as in diffusers' flow-matching schedulers (arXiv 2210.02747; SiT, arXiv 2401.08740, runs time the
+    other way). A network with 2·C output channels for C is accepted, as SiT's are: the second half is not used.
+
+    Args:
+        timestep_sampling: "uniform", or "logit_normal": t = sigmoid(z), z normal (arXiv 2403.03206, Sec. 3.1).
+        logit_mean, logit_std: of z.
+
+    Raises:
+        ValueError: if a setting is not allowed.
+    """
+
+    def __init__(self, timestep_sampling: str = "uniform", logit_mean: float = 0.0, logit_std: float = 1.0):
+        super().__init__()
+        if timestep_sampling not in TIMESTEP_SAMPLING:
+            raise ValueError(
+                f"timestep_sampling is {timestep_sampling!r}; it must be one of {list(TIMESTEP_SAMPLING)}."
+            )
+        if logit_std <= 0:
+            raise ValueError(f"logit_std is {logit_std}; it must be positive.")
+        self.timestep_sampling = timestep_sampling
+        self.logit_mean = logit_mean
+        self.logit_std = logit_std
+
+    def out_channels(self, in_channels: int) -> int:
+        """Channels that the network must give for `in_channels`."""
+        return in_channels
+
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """The default sampler: Euler steps of equal length."""
+        return FlowMatchEulerDiscreteScheduler()
+
+    def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Times t (B,), on the generator's device (the CPU without one)."""
+        device = generator.device if generator is not None else "cpu"
+        if self.timestep_sampling == "uniform":
+            return torch.rand(batch_size, generator=generator, device=device)
+        z = torch.randn(batch_size, generator=generator, device=device)
+        return torch.sigmoid(self.logit_mean + self.logit_std * z)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t of (B, C, H, W) for times t (B,)."""
+        t = expand_to(t, x0)
+        return (1 - t) * x0 + t * noise
+
+    def losses(
+        self, model_output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Losses of a batch.
+
+        Args:
+            model_output: (B, C or 2·C, H, W), the network's output for `add_noise(x0, noise, t)`.
+            x0, noise: (B, C, H, W)
+            t: (B,), unused, so that all objectives are called alike.
+
+        Returns:
+            "loss" (B,).
+
+        Raises:
+            ValueError: if the output has neither C nor 2·C channels.
+        """
+        channels = x0.shape[1]
+        if model_output.shape[1] not in (channels, 2 * channels):
+            raise ValueError(
+                f"The network gave {model_output.shape[1]} channels for {channels}; the velocity needs {channels}. "
+                f"Create it with out_channels={channels}."
+            )
+        return {"loss": mean_over_sample((model_output[:, :channels].float() - (noise - x0)) ** 2)}

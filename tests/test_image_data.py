@@ -1,0 +1,139 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo_diffusion.train.configuration import DataConfig
+from demo_diffusion.train.image_data import BatchOrder, batches, center_crop, load_images
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def picture(size=(20, 12), mode="RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def image_folder(path, classes=("cat", "dog"), images_per_class=3):
+    for name in classes:
+        (path / name).mkdir(parents=True)
+        for i in range(images_per_class):
+            picture(mode="L" if i == 0 else "RGB").save(path / name / f"{i}.png")
+    return path
+
+
+def test_digits():
+    images = load_images(DataConfig(resolution=8))
+    assert (len(images.dataset), images.channels, images.num_classes) == (1797, 1, 10)
+    image, label = images.dataset[0]
+    assert image.shape == (1, 8, 8) and image.min() == -1 and label == 0
+    with pytest.raises(ValueError, match="resolution is 32.*8 pixels"):
+        load_images(DataConfig(resolution=32))
+
+
+def test_image_folder(tmp_path):
+    images = load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8))
+    assert images.id2label == {0: "cat", 1: "dog"} and images.channels == 3
+    image, label = images.dataset[5]
+    assert image.shape == (3, 8, 8) and image.dtype == torch.float32 and label == 1
+    assert -1 <= image.min() < image.max() <= 1
+
+
+def parquet(path, **columns) -> str:
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    features = datasets.Features({name: features.get(name, datasets.Value("int64")) for name in columns})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path / "data.parquet")
+    return str(path / "data.parquet")
+
+
+def test_parquet(tmp_path):
+    file = parquet(tmp_path, img=[picture()] * 3, label=[0, 1, 1])
+    images = load_images(DataConfig(dataset=file, resolution=12))
+    expected = torch.from_numpy(np.array(picture().crop((4, 0, 16, 12)))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(images.dataset[1][0], expected)
+    assert images.num_classes == 2
+
+
+def test_a_column_of_numbers_becomes_classes(tmp_path):
+    file = parquet(tmp_path, img=[picture()] * 3, fine=[70, 3, 70])
+    images = load_images(DataConfig(dataset=file, resolution=8, label_column="fine"))
+    assert images.id2label == {0: "3", 1: "70"}
+    assert [images.dataset[i][1] for i in range(3)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"img": [picture()], "fine": [3]}, {}, "0 columns of type ClassLabel.*--label_column"),
+        ({"label": [0]}, {}, "0 columns of type Image.*--image_column"),
+        ({"img": [picture()], "label": [0]}, {"image_column": "image"}, "no column 'image'.*img"),
+        ({"img": [picture()] * 2, "label": [0, -1]}, {}, r"labels \[-1\].*0 … 1"),
+        ({"img": [], "label": []}, {}, "split 'train' of .*data.parquet cannot be read.*no data"),
+    ],
+)
+def test_wrong_data_is_named(columns, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_images(DataConfig(dataset=parquet(tmp_path, **columns), resolution=8, **options))
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "missing.parquet"])
+def test_missing_data_is_named(name):
+    with pytest.raises(ValueError, match=f"no dataset at {name}"):
+        load_images(DataConfig(dataset=name))
+
+
+def test_missing_split_is_named(tmp_path):
+    with pytest.raises(ValueError, match="split 'test' of .* cannot be read"):
+        load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), split="test"))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 30), (100, 17), (5, 7)])
+def test_center_crop_gives_the_size(size):
+    assert center_crop(picture(size), 8).size == (8, 8)
+
+
+def test_center_crop_keeps_the_centre():
+    image = Image.new("RGB", (64, 16), "black")
+    image.paste("white", (24, 0, 40, 16))
+    assert np.array(center_crop(image, 8)).min() > 200
+
+
+def order(rank=0, num_processes=1, accumulation_steps=1, first_step=0, last_step=10, batch_size=12) -> BatchOrder:
+    return BatchOrder(50, batch_size, accumulation_steps, rank, num_processes, first_step, last_step, seed=3)
+
+
+def test_every_epoch_holds_every_sample_once():
+    stream = [i for batch in order(last_step=25) for i in batch]
+    epochs = [stream[i : i + 50] for i in range(0, 300, 50)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_processes_and_accumulation_share_the_same_batches():
+    expected = list(order())
+    parts = [list(order(rank=r, num_processes=2, accumulation_steps=3)) for r in range(2)]
+    for step, batch in enumerate(expected):
+        seen = [i for rank in parts for part in rank[3 * step : 3 * step + 3] for i in part]
+        assert sorted(seen) == sorted(batch)
+
+
+def test_order_continues_where_it_stopped():
+    assert list(order(first_step=7)) == list(order())[7:]
+
+
+def test_indivisible_batch_is_named():
+    with pytest.raises(ValueError, match="batch_size is 12.*2 · 5 = 10"):
+        order(num_processes=2, accumulation_steps=5)
+
+
+def test_workers_keep_the_order(tmp_path):
+    images = load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8))
+    indices = BatchOrder(6, 4, 1, 0, 1, 0, 5, seed=0)
+    alone, together = (list(batches(images, indices, workers)) for workers in (0, 2))
+    assert len(alone) == 5
+    torch.testing.assert_close(together, alone)

@@ -1,0 +1,177 @@
+"""Labelled images from scikit-learn, a folder, a parquet file or the hub, and the order in which they are seen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from demo_diffusion.train.configuration import DataConfig
+
+
+@dataclass
+class LabelledImages:
+    """Images in [−1, 1] with class ids.
+
+    Attributes:
+        dataset: gives (image (C, resolution, resolution) float32, class id).
+        channels: C.
+        id2label: {class id: name}.
+    """
+
+    dataset: Dataset
+    channels: int
+    id2label: dict[int, str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.id2label)
+
+
+def load_images(config: DataConfig) -> LabelledImages:
+    """Opens the dataset of a config.
+
+    Raises:
+        ValueError: if it is empty, a column is missing or ambiguous, or a label is out of range.
+    """
+    return _load_digits(config) if config.dataset == "digits" else _load_with_datasets(config)
+
+
+def _load_digits(config: DataConfig) -> LabelledImages:
+    from sklearn.datasets import load_digits
+
+    if config.resolution != 8:
+        raise ValueError(f"resolution is {config.resolution}; scikit-learn's digits are 8 pixels wide.")
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # grey levels 0 … 16
+    labels = torch.from_numpy(digits.target).long()
+    return LabelledImages(TensorDataset(images, labels), channels=1, id2label={i: str(i) for i in range(10)})
+
+
+def _load_with_datasets(config: DataConfig) -> LabelledImages:
+    table = _open_table(config)
+    image_column = config.image_column or _only_column(table, datasets.Image, "image")
+    label_column = config.label_column or _only_column(table, datasets.ClassLabel, "label")
+    for column in (image_column, label_column):
+        if column not in table.column_names:
+            raise ValueError(f"{config.dataset} has no column {column!r}; it has {table.column_names}.")
+    if not isinstance(table.features[label_column], datasets.ClassLabel):
+        table = table.class_encode_column(label_column)
+    names = table.features[label_column].names
+    outside = sorted({label for label in table.unique(label_column) if label is None or not 0 <= label < len(names)})
+    if outside:
+        raise ValueError(
+            f"{config.dataset} has the labels {outside} in column {label_column!r}; they must be in 0 … "
+            f"{len(names) - 1}. Splits without labels cannot train a class-conditional model."
+        )
+    dataset = ImageTable(table, image_column, label_column, config.resolution)
+    return LabelledImages(dataset, channels=3, id2label=dict(enumerate(names)))
+
+
+def _open_table(config: DataConfig) -> datasets.Dataset:
+    path = Path(config.dataset)
+    if path.is_dir():
+        source = {"path": "imagefolder", "data_dir": str(path)}
+    elif path.suffix == ".parquet" and path.is_file():
+        source = {"path": "parquet", "data_files": str(path)}
+    elif path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith("."):
+        raise ValueError(f"There is no dataset at {config.dataset}; give a folder, a .parquet file or a hub id.")
+    else:
+        source = {"path": config.dataset}
+    try:
+        return datasets.load_dataset(**source, split=config.split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read: {error}") from error
+
+
+def _only_column(table: datasets.Dataset, kind: type, name: str) -> str:
+    columns = [column for column, feature in table.features.items() if isinstance(feature, kind)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"The dataset has {len(columns)} columns of type {kind.__name__} ({columns} of {table.column_names}); "
+            f"name the one to use with --{name}_column."
+        )
+    return columns[0]
+
+
+class ImageTable(Dataset):
+    """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id)."""
+
+    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int):
+        self.table = table
+        self.image_column = image_column
+        self.label_column = label_column
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.table[index]
+        image = center_crop(row[self.image_column].convert("RGB"), self.resolution)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.float() / 127.5 - 1, row[self.label_column]
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's preparation of ImageNet (arXiv 2105.05233): halve by boxes, resize bicubically, crop the centre."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+@dataclass
+class BatchOrder:
+    """The indices that one process sees, a list for each forward pass: a pure function of seed, step and rank.
+
+    The dataset is shuffled anew every epoch and read as one endless stream; a step takes the next `batch_size` samples,
+    whatever the number of processes and accumulation steps, so that a run continues where it stopped.
+
+    Raises:
+        ValueError: if the batch cannot be divided equally.
+    """
+
+    num_samples: int
+    batch_size: int
+    accumulation_steps: int
+    rank: int
+    num_processes: int
+    first_step: int
+    last_step: int
+    seed: int
+
+    def __post_init__(self):
+        parts = self.accumulation_steps * self.num_processes
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be a multiple of processes times accumulation steps, "
+                f"{self.num_processes} · {self.accumulation_steps} = {parts}."
+            )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        part_size = self.batch_size // (self.accumulation_steps * self.num_processes)
+        epoch, order = -1, []
+        for step in range(self.first_step, self.last_step):
+            for part in range(self.accumulation_steps):
+                start = step * self.batch_size + (part * self.num_processes + self.rank) * part_size
+                indices = []
+                for position in range(start, start + part_size):
+                    if position // self.num_samples != epoch:
+                        epoch = position // self.num_samples
+                        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+                    indices.append(int(order[position % self.num_samples]))
+                yield indices
+
+
+def batches(images: LabelledImages, order: BatchOrder, num_workers: int) -> DataLoader:
+    """Batches (images (B, C, H, W), labels (B,)) in the given order."""
+    return DataLoader(
+        images.dataset, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+    )

@@ -1,0 +1,145 @@
+"""The folder of a run: its records and its checkpoints."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from demo_diffusion.train.configuration import TrainingConfig
+
+# Fields that may change between the parts of one run.
+FREE_FIELDS = {
+    ("optimization", "num_steps"),
+    ("optimization", "gradient_accumulation_steps"),
+    ("optimization", "gradient_checkpointing"),
+    ("optimization", "compile"),
+    ("data", "num_workers"),
+}
+PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "safetensors")
+
+
+class RunFolder:
+    """Files of one run under `path`: config.yaml, run.json, loss.csv, checkpoints/, samples/, pipeline/."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.pipeline = self.path / "pipeline"
+        self.loss_file = self.path / "loss.csv"
+        self.config_file = self.path / "config.yaml"
+
+    def check(self, config: TrainingConfig) -> None:
+        """Raises a ValueError if the folder holds a run with other settings, which this one cannot continue."""
+        if self.latest_checkpoint() is None or not self.config_file.is_file():
+            return
+        changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {', '.join(changed)}. Choose another --output_dir, or "
+                "give the same settings to resume it."
+            )
+
+    def start(self, config: TrainingConfig) -> None:
+        """Writes the resolved config and what made this run."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        config.save(self.config_file)
+        (self.path / "run.json").write_text(json.dumps(provenance(), indent=1))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(self.checkpoints.glob("step-*[0-9]"))
+        return found[-1] if found else None
+
+    def save_checkpoint(self, accelerator: Accelerator, ema: nn.Module, step: int) -> None:
+        """Writes everything that a resumed run needs, then gives it its name, then removes the one before.
+
+        Every process must call it.
+        """
+        target = self.checkpoints / f"step-{step:09d}"
+        partial = target.with_suffix(".partial")
+        accelerator.save_state(partial)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_model(ema, str(partial / "ema.safetensors"))
+            (partial / "progress.json").write_text(json.dumps({"step": step}))
+            os.replace(partial, target)
+            for old in self.checkpoints.iterdir():
+                if old != target:
+                    shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+
+    def load_checkpoint(self, accelerator: Accelerator, ema: nn.Module) -> int:
+        """Restores the newest checkpoint and returns its step; 0 if there is none."""
+        checkpoint = self.latest_checkpoint()
+        if checkpoint is None:
+            return 0
+        accelerator.load_state(str(checkpoint))
+        load_model(ema, checkpoint / "ema.safetensors")
+        return json.loads((checkpoint / "progress.json").read_text())["step"]
+
+    def read_losses(self, until_step: int) -> list[dict[str, float]]:
+        """The logged rows up to a step."""
+        if not self.loss_file.is_file():
+            return []
+        with self.loss_file.open() as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [row for row in rows if row["step"] <= until_step]
+
+    def write_losses(self, rows: list[dict[str, float]]) -> None:
+        """Replaces the logged rows."""
+        if not rows:
+            return
+        partial = self.loss_file.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.loss_file)
+
+
+def provenance() -> dict:
+    """The command, the versions and the commit that make a result."""
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code; None if it is not run from its own repository."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def changed_settings(saved: dict, config: TrainingConfig) -> list[str]:
+    """Differences that make it another run, as texts."""
+    changed = []
+    for section in ("model", "data", "objective", "optimization"):
+        for name, value in vars(getattr(config, section)).items():
+            before = saved.get(section, {}).get(name)
+            if (section, name) not in FREE_FIELDS and before != value:
+                changed.append(f"{name} (was {before}, now {value})")
+    return changed

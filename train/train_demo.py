@@ -1,0 +1,288 @@
+"""Trains a class-conditional diffusion network: `accelerate launch train/train_demo.py --config configs/NAME.yaml`.
+
+The same command on an unfinished run resumes it.
+"""
+
+import sys
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
+from diffusers.optimization import get_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, create_transformer
+from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
+from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
+from demo_diffusion.train.figures import labelled_grid, save_loss_curve
+from demo_diffusion.train.image_data import BatchOrder, batches, load_images
+from demo_diffusion.train.run_folder import RunFolder
+
+GRID_SEED = 0
+
+
+class Trainer:
+    """One run: builds everything from the config, trains, and leaves a pipeline folder."""
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        optimization = config.optimization
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would not find each other
+            mixed_precision=optimization.mixed_precision,
+            gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+            step_scheduler_with_optimizer=False,
+            log_with="tensorboard",
+            project_dir=config.run.output_dir,
+        )
+        set_seed(optimization.seed)
+        self.folder = RunFolder(config.run.output_dir)
+        self.folder.check(config)
+        self.images = load_images(config.data)
+        self.vae = load_vae(config.data.vae, self.accelerator.device)
+        self.objective = create_objective(config.objective).to(self.accelerator.device)
+
+        transformer = self._create_transformer()
+        self.ema = AveragedModel(
+            transformer,
+            device=self.accelerator.device,
+            multi_avg_fn=get_ema_multi_avg_fn(optimization.ema_decay),
+            use_buffers=True,  # BatchNorm's running statistics are part of what is sampled from
+        ).eval()
+        self.ema.update_parameters(transformer)
+        if optimization.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if optimization.compile:
+            transformer.compile_repeated_blocks(fullgraph=True)
+        optimizer = torch.optim.AdamW(
+            [p for p in transformer.parameters() if p.requires_grad],
+            lr=optimization.learning_rate,
+            betas=(0.9, optimization.adam_beta2),
+            weight_decay=optimization.weight_decay,
+        )
+        lr_scheduler = get_scheduler(
+            optimization.lr_schedule,
+            optimizer,
+            num_warmup_steps=optimization.warmup_steps,
+            num_training_steps=optimization.num_steps,
+        )
+        self.transformer, self.optimizer, self.lr_scheduler = self.accelerator.prepare(
+            transformer, optimizer, lr_scheduler
+        )
+
+    def _create_transformer(self) -> DEMOTransformer2DModel:
+        in_channels, sample_size = self.images.channels, self.config.data.resolution
+        if self.vae is not None:
+            in_channels, sample_size = latent_shape(self.vae, self.config.data.resolution)
+        return create_transformer(
+            self.config.model.transformer,
+            in_channels=in_channels,
+            out_channels=self.objective.out_channels(in_channels),
+            sample_size=sample_size,
+            num_classes=self.images.num_classes,
+            **self.config.model.overrides(),
+        )
+
+    def run(self) -> None:
+        """Trains from the newest checkpoint to the last step and writes the results."""
+        first_step = self.folder.load_checkpoint(self.accelerator, self.ema)
+        num_steps = self.config.optimization.num_steps
+        if first_step >= num_steps:
+            self.accelerator.print(f"{self.folder.path} has all of its {num_steps} steps; writing its results again.")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.folder.start(self.config)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("tensorboard")
+        self.train(first_step)
+        if self.accelerator.is_main_process:
+            self.finish()
+        self.accelerator.end_training()
+
+    def train(self, first_step: int) -> None:
+        run, num_steps = self.config.run, self.config.optimization.num_steps
+        losses = self.folder.read_losses(first_step)
+        batch_iterator = iter(self._batches(first_step))
+        progress = tqdm(
+            range(first_step, num_steps), initial=first_step, total=num_steps, unit="step", dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+        )  # fmt: skip
+        recent, last_log = [], time.perf_counter()
+        for step in progress:
+            recent.append(self.train_step(batch_iterator, step))
+            done = step + 1
+            if done % run.log_every == 0 or done == num_steps:
+                loss = self._mean_loss(recent, done)
+                rate = len(recent) * self.config.optimization.batch_size / (time.perf_counter() - last_log)
+                losses.append({"step": done, "loss": loss, "images_per_second": rate})
+                progress.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
+                learning_rate = self.lr_scheduler.get_last_lr()[0]
+                self.accelerator.log({"loss": loss, "images_per_second": rate, "lr": learning_rate}, step=done)
+                recent, last_log = [], time.perf_counter()
+            paused = time.perf_counter()
+            if done % run.checkpoint_every == 0 or done == num_steps:
+                if self.accelerator.is_main_process:
+                    self.folder.write_losses(losses)
+                self.folder.save_checkpoint(self.accelerator, self.ema, done)
+            if run.sample_every and done % run.sample_every == 0 and done < num_steps:
+                self.sample_grid(done)
+            last_log += time.perf_counter() - paused
+
+    def train_step(self, batch_iterator, step: int) -> torch.Tensor:
+        """One optimizer step; returns its mean loss on this process."""
+        max_grad_norm = self.config.optimization.max_grad_norm
+        total = 0.0
+        for part in range(self.config.optimization.gradient_accumulation_steps):
+            images, labels = next(batch_iterator)
+            generator = self._generator(step, part)
+            with self.accelerator.accumulate(self.transformer):
+                loss = self.loss(images.to(self.accelerator.device), labels.to(self.accelerator.device), generator)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.transformer.parameters(), max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += loss.detach() / self.config.optimization.gradient_accumulation_steps
+        self.lr_scheduler.step()
+        self.ema.update_parameters(self.accelerator.unwrap_model(self.transformer))
+        return total
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.config.data.random_flip:
+            flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        x0 = images if self.vae is None else encode(self.vae, images, generator)
+        dropped = torch.rand(len(labels), generator=generator, device=labels.device)
+        labels = labels.masked_fill(dropped < self.config.objective.label_dropout, self.images.num_classes)
+        timesteps = self.objective.sample_timesteps(len(x0), generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        output = self.transformer(self.objective.add_noise(x0, noise, timesteps), timesteps, labels).sample
+        return self.objective.losses(output, x0, noise, timesteps)["loss"].mean()
+
+    def _batches(self, first_step: int):
+        optimization = self.config.optimization
+        order = BatchOrder(
+            num_samples=len(self.images.dataset),
+            batch_size=optimization.batch_size,
+            accumulation_steps=optimization.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            first_step=first_step,
+            last_step=optimization.num_steps,
+            seed=optimization.seed,
+        )
+        return batches(self.images, order, self.config.data.num_workers)
+
+    def _generator(self, step: int, part: int) -> torch.Generator:
+        """Noise, times and dropped labels come from (seed, step, part, rank) alone, so that a run can continue."""
+        key = (self.config.optimization.seed, step, part, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(self.accelerator.device).manual_seed(seed)
+
+    def _mean_loss(self, recent: list[torch.Tensor], step: int) -> float:
+        loss = float(self.accelerator.reduce(torch.stack(recent).mean(), reduction="mean"))
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss} by step {step}. Lower learning_rate, set max_grad_norm, or use bf16 for fp16; the "
+                f"last checkpoint is {self.folder.latest_checkpoint()}."
+            )
+        return loss
+
+    def pipeline(self) -> DEMOPipeline:
+        """The moving average of the weights as a pipeline."""
+        return DEMOPipeline(self.ema.module, self.objective.scheduler(), self.vae, self.images.id2label)
+
+    def sample_grid(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            grid = self.draw_grid()
+            grid.save(self.folder.samples / f"step-{step:09d}.png")
+            tensorboard = self.accelerator.get_tracker("tensorboard")
+            tensorboard.log_images({"samples": np.array(grid)[None]}, step=step, dataformats="NHWC")
+        self.accelerator.wait_for_everyone()
+
+    def draw_grid(self):
+        run = self.config.run
+        classes = list(range(min(run.grid_classes, self.images.num_classes)))
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(GRID_SEED)
+        rows = [
+            pipeline(
+                [class_id] * run.grid_columns,
+                guidance_scale=run.guidance_scale,
+                num_inference_steps=run.num_inference_steps,
+                generator=generator,
+            ).images
+            for class_id in classes
+        ]
+        return labelled_grid(rows, [self.images.id2label[class_id] for class_id in classes])
+
+    def finish(self) -> None:
+        """Writes pipeline/, loss.png and samples.png, and prints what the samples are like."""
+        run = self.config.run
+        self.pipeline().save_pretrained(self.folder.pipeline)
+        losses = self.folder.read_losses(self.config.optimization.num_steps)
+        save_loss_curve(self.folder.path / "loss.png", losses, self.config.model.transformer)
+        self.draw_grid().save(self.folder.path / "samples.png")
+        if run.knn_samples:
+            report = nearest_neighbor_report(
+                self.pipeline(),
+                self.images.dataset,
+                run.knn_samples,
+                sorted({1.0, run.guidance_scale}),
+                run.num_inference_steps,
+            )
+            report.save(self.folder.path / "nearest_neighbor.json")
+            self.accelerator.print(report)
+        self.accelerator.print(f"Pipeline, samples.png and loss.png are in {self.folder.path}.")
+
+
+def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
+    return DDPMObjective() if config.objective == "ddpm" else FlowObjective(config.timestep_sampling)
+
+
+def load_vae(name: str | None, device: torch.device) -> AutoencoderKL | AutoencoderTiny | None:
+    """A frozen autoencoder from a folder or the hub.
+
+    Raises:
+        ValueError: if it is not an AutoencoderKL or AutoencoderTiny.
+    """
+    if name is None:
+        return None
+    vae = AutoModel.from_pretrained(name)
+    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
+        raise ValueError(f"{name} is a {type(vae).__name__}; it must be an AutoencoderKL or AutoencoderTiny.")
+    return vae.requires_grad_(False).eval().to(device)
+
+
+def encode(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normalised latents of images in [−1, 1]."""
+    with torch.no_grad():
+        encoded = vae.encode(images)
+    latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def latent_shape(vae: AutoencoderKL | AutoencoderTiny, resolution: int) -> tuple[int, int]:
+    """(channels, side) of the latents of square images."""
+    image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)
+    latents = encode(vae, image, torch.Generator(vae.device))
+    return latents.shape[1], latents.shape[-1]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(arguments)
+    try:
+        trainer = Trainer(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
