@@ -80,7 +80,6 @@ class OptimizationConfig:
     learning_rate: float = _field(1e-4, "peak learning rate")
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = _field("constant", "after warm-up")
     warmup_steps: int = _field(0, "steps of linear warm-up (not with 'constant')")
-    adam_beta2: float = _field(0.999, "decay of Adam's second moment")
     weight_decay: float = _field(0.0, "AdamW's weight decay")
     max_grad_norm: float | None = _field(None, "clip the gradient to this norm; None: do not")
     ema_decay: float = _field(0.9999, "decay of the moving average of weights and BatchNorm statistics")

@@ -62,7 +62,6 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             [p for p in transformer.parameters() if p.requires_grad],
             lr=optimization.learning_rate,
-            betas=(0.9, optimization.adam_beta2),
             weight_decay=optimization.weight_decay,
         )
         lr_scheduler = get_scheduler(

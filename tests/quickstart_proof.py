@@ -1,0 +1,46 @@
+"""Checks a finished quickstart run, and that the check can fail: `python tests/quickstart_proof.py runs/digits`.
+
+Prints the class accuracy of 500 samples with the run's moving average, and with the average of the parameters alone
+(BatchNorm's statistics as they were before training). Exits with 1 unless the first passes and the second fails.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.eval.nearest_neighbor import NearestNeighborReport, nearest_neighbor_report
+from demo_diffusion.train.configuration import parse_config
+from demo_diffusion.train.image_data import load_images
+
+MIN_GUIDED, MIN_UNGUIDED, MAX_SPREAD_ERROR = 0.97, 0.85, 0.10
+
+
+def report(pipeline: DEMOPipeline, run: Path) -> NearestNeighborReport:
+    config = parse_config(["--config", str(run / "config.yaml")])
+    digits = load_images(config.data).dataset
+    scales = [1.0, config.run.guidance_scale]
+    return nearest_neighbor_report(pipeline, digits, 500, scales, config.run.num_inference_steps)
+
+
+def passes(result: NearestNeighborReport) -> bool:
+    unguided, guided = result.accuracy.values()
+    spread_errors = [abs(std / result.real_std - 1) for std in result.sample_std.values()]
+    return guided >= MIN_GUIDED and unguided >= MIN_UNGUIDED and max(spread_errors) <= MAX_SPREAD_ERROR
+
+
+def main(run: Path) -> int:
+    pipeline = DEMOPipeline.from_pretrained(run / "pipeline")
+    whole = report(pipeline, run)
+    print(f"Moving average of parameters and statistics: passes is {passes(whole)}\n{whole}\n")
+    for module in pipeline.transformer.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    parameters_alone = report(pipeline, run)
+    print(f"Moving average of parameters alone: passes is {passes(parameters_alone)}\n{parameters_alone}")
+    return 0 if passes(whole) and not passes(parameters_alone) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
