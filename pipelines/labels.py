@@ -20,7 +20,10 @@ class LabelNames:
 
     def __init__(self, id2label: Mapping[int | str, str] | None, num_classes: int):
         self.num_classes = num_classes
-        self.id2label = {int(i): name for i, name in (id2label or {}).items()}
+        try:
+            self.id2label = {int(i): str(name) for i, name in dict(id2label or {}).items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"id2label must be {{class id: name}}; got {id2label!r:.100}.") from None
         if outside := [i for i in self.id2label if not 0 <= i < num_classes]:
             raise ValueError(f"id2label names the classes {outside}; the network has 0 … {num_classes - 1}.")
         self._ids: dict[str, set[int]] = {}

@@ -1,12 +1,17 @@
-"""Which diffusers scheduler fits which objective, and a slicing that must not happen."""
+"""Which diffusers scheduler fits which objective, and how each is to be called."""
 
-from diffusers import DDPMParallelScheduler, DDPMScheduler, SchedulerMixin
+import inspect
+
+import numpy as np
+import torch
+from diffusers import DDPMParallelScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 OBJECTIVES = {
     "ddpm": "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler or another one with prediction_type='epsilon'",
     "flow": "FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolverMultistepScheduler with "
     "prediction_type='flow_prediction', use_flow_sigmas=True",
 }
+LEARNED_VARIANCE = ("learned", "learned_range")
 
 
 def objective_of(scheduler: SchedulerMixin) -> str:
@@ -16,7 +21,7 @@ def objective_of(scheduler: SchedulerMixin) -> str:
         ValueError: if it integrates another prediction.
     """
     prediction_type = scheduler.config.get("prediction_type")
-    if prediction_type == "epsilon":
+    if prediction_type == "epsilon" and hasattr(scheduler, "alphas_cumprod"):
         return "ddpm"
     if prediction_type == "flow_prediction" or type(scheduler).__name__.startswith("FlowMatch"):
         return "flow"
@@ -26,14 +31,30 @@ def objective_of(scheduler: SchedulerMixin) -> str:
     )
 
 
-def check_scheduler_fits(scheduler: SchedulerMixin, objective: str) -> None:
-    """Raises a ValueError unless `scheduler` integrates what a network of `objective` predicts."""
+def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, alphas_cumprod: torch.Tensor | None) -> None:
+    """Checks that `scheduler` integrates what a network of `objective` predicts.
+
+    Args:
+        alphas_cumprod: the signal's share ᾱ_t of the noise levels that the network knows; None: not known.
+
+    Raises:
+        ValueError: if it does not, or if its noise levels are others.
+    """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {list(OBJECTIVES)}.")
+    name = type(scheduler).__name__
     if objective_of(scheduler) != objective:
         raise ValueError(
-            f"{type(scheduler).__name__} does not fit this network, which was trained with the {objective!r} "
-            f"objective. Use {OBJECTIVES[objective]}."
+            f"{name} does not fit this network, which was trained with the {objective!r} objective. "
+            f"Use {OBJECTIVES[objective]}."
+        )
+    if objective == "flow" or alphas_cumprod is None:
+        return
+    own = scheduler.alphas_cumprod.cpu()
+    if own.shape != alphas_cumprod.shape or not torch.allclose(own, alphas_cumprod, atol=1e-6):
+        raise ValueError(
+            f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "
+            f"Create it with {name}.from_config(pipe.scheduler.config)."
         )
 
 
@@ -43,15 +64,30 @@ def takes_learned_variance(scheduler: SchedulerMixin) -> bool:
     Other schedulers made from a DDPM's config carry its `variance_type` without using it.
     """
     is_ddpm = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler)
-    return is_ddpm and scheduler.config.variance_type in ("learned", "learned_range")
+    return is_ddpm and scheduler.config.variance_type in LEARNED_VARIANCE
 
 
 def without_variance_slicing(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The same scheduler, told that it is given the noise alone, unless it takes the learned variance.
+    """The scheduler, or, if it would cut what it is given to three channels, a copy of it that does not.
 
-    A DPM-Solver made from a learned-variance DDPM's config cuts its input to three channels (the layout of one pixel
-    model), which ruins four-channel latents.
+    That is what a DPM-Solver made from a learned-variance DDPM's config does (the layout of one pixel model); it would
+    ruin four-channel latents.
     """
-    if takes_learned_variance(scheduler) or scheduler.config.get("variance_type") not in ("learned", "learned_range"):
+    has_setting = "variance_type" in inspect.signature(type(scheduler).__init__).parameters
+    slices = has_setting and scheduler.config.variance_type in LEARNED_VARIANCE
+    if takes_learned_variance(scheduler) or not slices:
         return scheduler
     return type(scheduler).from_config(scheduler.config, variance_type=None)
+
+
+def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
+    """Prepares the scheduler for a run.
+
+    diffusers' Euler scheduler for flow matching by itself stops at t = 0.001 and spends a last network evaluation on
+    the rest; here its steps are equal and end at 0.
+    """
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)

@@ -14,18 +14,18 @@ from demo_diffusion.eval.nearest_neighbor import NearestNeighborReport, nearest_
 from demo_diffusion.train.configuration import parse_config
 from demo_diffusion.train.image_data import load_images
 
+GUIDANCE_SCALE = 1.5
 MIN_GUIDED, MIN_UNGUIDED, MAX_SPREAD_ERROR = 0.97, 0.85, 0.10
 
 
 def report(pipeline: DEMOPipeline, run: Path) -> NearestNeighborReport:
     config = parse_config(["--config", str(run / "config.yaml")])
     digits = load_images(config.data).dataset
-    scales = [1.0, config.run.guidance_scale]
-    return nearest_neighbor_report(pipeline, digits, 500, scales, config.run.num_inference_steps)
+    return nearest_neighbor_report(pipeline, digits, 500, [1.0, GUIDANCE_SCALE], config.run.num_inference_steps)
 
 
 def passes(result: NearestNeighborReport) -> bool:
-    unguided, guided = result.accuracy.values()
+    unguided, guided = result.accuracy[1.0], result.accuracy[GUIDANCE_SCALE]
     spread_errors = [abs(std / result.real_std - 1) for std in result.sample_std.values()]
     return guided >= MIN_GUIDED and unguided >= MIN_UNGUIDED and max(spread_errors) <= MAX_SPREAD_ERROR
 

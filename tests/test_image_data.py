@@ -8,12 +8,6 @@ from demo_diffusion.train.configuration import DataConfig
 from demo_diffusion.train.image_data import BatchOrder, batches, center_crop, load_images
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
 def picture(size=(20, 12), mode="RGB") -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise).convert(mode)
@@ -59,11 +53,20 @@ def test_parquet(tmp_path):
     assert images.num_classes == 2
 
 
-def test_a_column_of_numbers_becomes_classes(tmp_path):
-    file = parquet(tmp_path, img=[picture()] * 3, fine=[70, 3, 70])
+def test_numbers_without_names_are_class_ids(tmp_path):
+    labels = list(range(12))[::-1]
+    file = parquet(tmp_path, img=[picture()] * 12, fine=labels)
     images = load_images(DataConfig(dataset=file, resolution=8, label_column="fine"))
-    assert images.id2label == {0: "3", 1: "70"}
-    assert [images.dataset[i][1] for i in range(3)] == [1, 0, 1]
+    assert images.id2label == {i: str(i) for i in range(12)}
+    assert [images.dataset[i][1] for i in range(12)] == labels
+
+
+def test_texts_become_classes(tmp_path):
+    table = datasets.Dataset.from_dict({"img": [picture()] * 3, "kind": ["owl", "cat", "owl"]})
+    table.cast_column("img", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    options = {"dataset": str(tmp_path / "data.parquet"), "resolution": 8}
+    images = load_images(DataConfig(label_column="kind", **options))
+    assert images.id2label == {0: "cat", 1: "owl"} and images.dataset[0][1] == 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,13 @@ def test_a_column_of_numbers_becomes_classes(tmp_path):
         ({"img": [picture()], "fine": [3]}, {}, "0 columns of type ClassLabel.*--label_column"),
         ({"label": [0]}, {}, "0 columns of type Image.*--image_column"),
         ({"img": [picture()], "label": [0]}, {"image_column": "image"}, "no column 'image'.*img"),
+        (
+            {"img": [picture()], "label": [0]},
+            {"image_column": "label", "label_column": "label"},
+            "'label' holds .* not images",
+        ),
         ({"img": [picture()] * 2, "label": [0, -1]}, {}, r"labels \[-1\].*0 … 1"),
+        ({"img": [picture()] * 2, "fine": [5, -2]}, {"label_column": "fine"}, r"labels \[-2\].*0 … 5"),
         ({"img": [], "label": []}, {}, "split 'train' of .*data.parquet cannot be read.*no data"),
     ],
 )

@@ -10,16 +10,18 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 
-from .conftest import tiny_transformer
+from .conftest import load_golden, tiny_transformer
 
 NAMES = dict(enumerate(["tench", "goldfish", "crane", "otter", "crane", "owl", "newt", "frog", "toad", "skunk"]))
 NAMES[0] = "tench, Tinca tinca"
@@ -60,7 +62,7 @@ def count_samples(pipeline: DEMOPipeline, **options) -> int:
 def test_flow_equals_a_plain_euler_loop():
     pipeline = flow_pipeline()
     x = noise = torch.randn(2, 4, 8, 8)
-    times = [*torch.linspace(1, 1e-3, 4).tolist(), 0.0]
+    times = [1.0, 0.75, 0.5, 0.25, 0.0]
     labels, null = torch.tensor([1, 2]), torch.tensor([10, 10])
     for now, later in itertools.pairwise(times):
         t = torch.full((2,), now)
@@ -68,6 +70,21 @@ def test_flow_equals_a_plain_euler_loop():
         x = x + (later - now) * (unconditional + 3.0 * (velocity - unconditional))
     output = sample(pipeline, latents=noise, guidance_scale=3.0)
     torch.testing.assert_close(output, x, atol=1e-4, rtol=1e-5)
+
+
+def test_euler_equals_the_official_solver():
+    """SiT's toy field; its time runs from noise at 0 to data at 1, and its velocity is data − noise."""
+    _, golden = load_golden("flow_objective")
+    pipeline = flow_pipeline()
+
+    def forward(x, timestep, class_labels):
+        t = 1 - timestep.view(-1, 1, 1, 1)
+        velocity = torch.einsum("oc,bchw->bohw", golden["toy_W"], x) * (1 + t) - 0.5 * x
+        return Transformer2DModelOutput(sample=-velocity)
+
+    pipeline.transformer.forward = forward
+    output = sample(pipeline, [0] * 8, latents=golden["start"], num_inference_steps=50, guidance_scale=1)
+    torch.testing.assert_close(output, golden["ode_euler_50_steps"], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -118,6 +135,17 @@ def test_other_schedulers_get_all_latent_channels(scheduler_class):
         assert (other - ddim).norm() < 0.05 * ddim.norm()
 
 
+def test_another_scheduler_leaves_the_learned_variance_in_the_config():
+    pipeline = ddpm_pipeline()
+    first = sample(pipeline)
+    for scheduler_class in (DPMSolverMultistepScheduler, DDIMScheduler):
+        pipeline.scheduler = scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        sample(pipeline)
+        assert pipeline.scheduler is scheduler
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    assert torch.equal(sample(pipeline), first)
+
+
 def test_flow_solvers_agree():
     pipeline = flow_pipeline()
     with torch.no_grad():
@@ -137,10 +165,10 @@ def test_flow_solvers_agree():
 
 def test_guidance_interval_costs_and_acts_inside_alone():
     pipeline = flow_pipeline()
-    assert count_samples(pipeline, guidance_scale=1) == 4 * 2
+    assert count_samples(pipeline, guidance_scale=1) == count_samples(pipeline, guidance_scale=0) == 4 * 2
     assert count_samples(pipeline, guidance_scale=3) == 4 * 2 * 2
-    assert count_samples(pipeline, guidance_scale=3, guidance_interval=(0.3, 0.7)) == (4 + 2) * 2  # t = 0.67, 0.33
-    assert count_samples(pipeline, guidance_scale=3, guidance_interval=(0.9, 1.0)) == (4 + 1) * 2
+    assert count_samples(pipeline, guidance_scale=3, guidance_interval=(0.3, 0.7)) == (4 + 1) * 2  # t = 0.5
+    assert count_samples(pipeline, guidance_scale=3, guidance_interval=(0.7, 1.0)) == (4 + 2) * 2
     unguided = sample(pipeline, guidance_scale=1)
     assert torch.equal(sample(pipeline, guidance_scale=3, guidance_interval=(0.99999, 0.99999)), unguided)
     assert not torch.equal(sample(pipeline, guidance_scale=3, guidance_interval=(0.9, 1.0)), unguided)
@@ -197,6 +225,14 @@ def test_labels_by_name_number_and_tensor():
         (["crane"], {}, r"\[2, 4\]"),
         ([1], {"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ([1], {"guidance_scale": -1}, "guidance_scale is -1"),
+        ([1], {"guidance_scale": None}, "guidance_scale is None"),
+        ([1], {"guidance_interval": None}, "guidance_interval is None"),
+        ([1], {"guidance_interval": 0.5}, "guidance_interval is 0.5"),
+        ([1], {"guidance_interval": ("a", "b")}, "guidance_interval is"),
+        ([1], {"guidance_channels": 2.5}, "guidance_channels is 2.5"),
+        ([1], {"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ([1], {"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray"),
+        ([1], {"generator": (torch.Generator(),)}, "generator is a tuple"),
         ([1], {"guidance_interval": (0.7, 0.3)}, r"\(0.7, 0.3\).*low ≤ high"),
         ([1], {"guidance_interval": (0.0, 700.0)}, "guidance_interval"),
         ([1], {"guidance_channels": 5}, r"guidance_channels is 5.*\[1, 4\]"),
@@ -218,6 +254,8 @@ def test_label_names_are_needed_for_names():
         flow_pipeline()("otter")
     with pytest.raises(ValueError, match=r"classes \[10\].*0 … 9"):
         flow_pipeline(id2label={10: "eleventh"})
+    with pytest.raises(ValueError, match="id2label must be {class id: name}"):
+        flow_pipeline(id2label={"cat": 0})
 
 
 def test_scheduler_of_another_objective_is_refused():
@@ -233,13 +271,29 @@ def test_scheduler_of_another_objective_is_refused():
         DEMOPipeline(tiny_transformer(), DDIMScheduler(), objective="edm")
 
 
+def test_other_noise_levels_are_refused():
+    pipeline = ddpm_pipeline()
+    pipeline.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    with pytest.raises(ValueError, match=r"other noise levels.*DDIMScheduler.from_config"):
+        sample(pipeline)
+
+
+def test_components_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="needs 8 output channels; this network has 4"):
+        DEMOPipeline(tiny_transformer(out_channels=4), DDPMObjective().scheduler())
+    network = tiny_transformer(in_channels=3)
+    with pytest.raises(ValueError, match="4 latent channels, the network 3"):
+        DEMOPipeline(network, DDPMObjective().scheduler(), vae=tiny_vae())
+
+
 def test_sampling_normalises_by_running_statistics_whatever_the_mode():
     pipeline = flow_pipeline()
     expected = sample(pipeline)
     pipeline.transformer.train()
+    frozen = pipeline.transformer.transformer_blocks[0].eval()
     before = {name: b.clone() for name, b in pipeline.transformer.named_buffers()}
     assert torch.equal(sample(pipeline), expected)
-    assert pipeline.transformer.training
+    assert pipeline.transformer.training and not frozen.training
     assert all(torch.equal(b, before[name]) for name, b in pipeline.transformer.named_buffers())
 
 
@@ -247,6 +301,11 @@ def test_values_that_are_not_finite_are_not_returned_as_images():
     pipeline = flow_pipeline()
     with torch.no_grad():
         pipeline.transformer.output.proj.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        sample(pipeline, output_type="pil")
+    pipeline = ddpm_pipeline(vae=tiny_vae())
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias.fill_(float("inf"))
     with pytest.raises(ValueError, match="not finite"):
         sample(pipeline, output_type="pil")
 
@@ -301,12 +360,18 @@ def test_autoencoder_kl_decodes_unscaled_latents():
     assert expected.shape == (2, 3, 16, 16)
 
 
+def tiny_taesd() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+
+
 @torch.no_grad()
 def test_autoencoder_tiny(tmp_path):
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )  # fmt: skip
+    vae = tiny_taesd()
     pipeline = flow_pipeline(vae=vae)
     expected = (vae.decode(sample(pipeline)).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(sample(pipeline, output_type="pt"), expected, atol=1e-5, rtol=1e-4)
@@ -340,7 +405,7 @@ def test_a_saved_folder_loads_in_a_new_process(tmp_path):
 
 
 @torch.no_grad()
-def test_bfloat16_and_offload(tmp_path):
+def test_bfloat16_and_offload_hooks(tmp_path):
     pipeline = flow_pipeline(vae=tiny_vae())
     expected = sample(pipeline, output_type="pt")
     pipeline.save_pretrained(tmp_path)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.train.configuration import DataConfig, parse_config
 from demo_diffusion.train.figures import labelled_grid
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.train.image_data import batches, load_images
 from demo_diffusion.train.train_demo import Trainer, main
 
 from .test_image_data import image_folder
-from .test_pipeline import tiny_vae
+from .test_pipeline import tiny_taesd, tiny_vae
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -29,6 +30,7 @@ SMALL = {
     "attention_head_dim": 8,
     "num_steps": 8,
     "batch_size": 8,
+    "learning_rate": 2e-3,
     "warmup_steps": 0,
     "log_every": 2,
     "checkpoint_every": 3,
@@ -68,9 +70,10 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     }  # fmt: skip
     assert [path.name for path in (run / "samples").iterdir()] == ["step-000000004.png"]
     assert len((run / "loss.csv").read_text().splitlines()) == 1 + 4
-    made_by = json.loads((run / "run.json").read_text())
+    (made_by,) = json.loads((run / "run.json").read_text())
     assert made_by["packages"]["torch"] == torch.__version__.split("+")[0]
     assert made_by["command"] and "git_commit" in made_by
+    assert (made_by["first_step"], made_by["num_processes"], made_by["device"]) == (0, 1, "cpu")
     assert parse_config(["--config", str(run / "config.yaml")]) == parse_config(arguments(run))
     pipeline = DEMOPipeline.from_pretrained(run / "pipeline")
     assert pipeline.config.objective == "flow" and pipeline.labels["7"] == 7
@@ -120,6 +123,7 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
 def test_a_checkpoint_cut_off_is_not_resumed(tmp_path):
     run = train(tmp_path / "run")
     shutil.copytree(run / "checkpoints/step-000000008", run / "checkpoints/step-000000009.partial")
+    (run / "checkpoints/.DS_Store").touch()
     trainer = Trainer(parse_config(arguments(run)))
     assert trainer.folder.latest_checkpoint().name == "step-000000008"
 
@@ -127,7 +131,7 @@ def test_a_checkpoint_cut_off_is_not_resumed(tmp_path):
 def test_moving_average_carries_batchnorm_statistics(tmp_path):
     trainer = Trainer(parse_config(arguments(tmp_path, ema_decay=0.5, num_steps=3)))
     decayed = {name: b.clone() for name, b in trainer.transformer.named_buffers()}
-    batch_iterator = iter(trainer._batches(0))
+    batch_iterator = iter(batches(trainer.images, trainer._batch_order(0), num_workers=0))
     for step in range(3):
         trainer.train_step(batch_iterator, step)
         for name, b in trainer.transformer.named_buffers():
@@ -158,9 +162,9 @@ def test_samples_need_the_moving_average_of_the_statistics(tmp_path):
     assert accuracy() < 0.5
 
 
-@pytest.mark.parametrize("vae_class", ["AutoencoderKL"])
-def test_images_through_an_autoencoder(tmp_path, vae_class):
-    tiny_vae().save_pretrained(tmp_path / "vae")
+@pytest.mark.parametrize("create_vae", [tiny_vae, tiny_taesd])
+def test_images_through_an_autoencoder(tmp_path, create_vae):
+    create_vae().save_pretrained(tmp_path / "vae")
     data = {"dataset": image_folder(tmp_path / "images"), "resolution": 16, "random_flip": True}
     network = {"vae": tmp_path / "vae", "objective": "ddpm", "window_size": 2, "patch_size": 2}
     run = train(tmp_path / "run", **data, **network, mixed_precision="bf16", gradient_checkpointing=True)
@@ -178,28 +182,85 @@ def test_compiled_blocks_train_the_same(tmp_path):
         torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
 
 
+def test_accumulation_may_change_on_resume(tmp_path, monkeypatch):
+    """A step takes the whole batch after it as before: without BatchNorm's batch statistics nothing changes."""
+    monkeypatch.setattr(Trainer, "_generator", lambda self, step, part: torch.Generator().manual_seed(step))
+    monkeypatch.setattr(Trainer, "loss", lambda self, images, labels, generator: regression(self, images, labels))
+    options = {"lr_schedule": "constant", "attention_mode": "none"}
+    expected = train(tmp_path / "whole", **options)
+    train(tmp_path / "parts", **options, num_steps=3)
+    resumed = train(tmp_path / "parts", **options, gradient_accumulation_steps=4)
+    for name, value in state_of(expected).items():
+        if name.startswith("label_embedder"):
+            torch.testing.assert_close(state_of(resumed)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def regression(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A loss without BatchNorm: the label table learns the images' means."""
+    return (trainer.transformer.label_embedder(labels).mean(1) - images.mean((1, 2, 3))).square().mean()
+
+
 def test_two_processes(tmp_path):
-    """Two processes share the batches of one: same data, gradients averaged, one set of results."""
-    options = {"attention_mode": "none", "num_steps": 4, "checkpoint_every": 4, "sample_every": 2}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541"]
-    script = [str(ROOT / "train/train_demo.py"), *arguments(tmp_path / "two", **options)]
-    done = subprocess.run([*command, *script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    """Two processes see different data, keep equal weights, and leave one set of results; the run can be resumed."""
+    options = {"num_steps": 4, "checkpoint_every": 2, "sample_every": 2, "gradient_accumulation_steps": 2}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    worker = [str(ROOT / "tests/two_process_worker.py"), *arguments(tmp_path / "two", **options)]
+    script = [str(ROOT / "train/train_demo.py"), *arguments(tmp_path / "two", **{**options, "num_steps": 6})]
+    for target in (worker, script):
+        done = subprocess.run([*launch, *target], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "two/samples/step-000000002.png").is_file()
+    records = json.loads((tmp_path / "two/run.json").read_text())
+    assert [(part["first_step"], part["num_processes"]) for part in records] == [(0, 2), (4, 2)]
     assert DEMOPipeline.from_pretrained(tmp_path / "two/pipeline")("3", num_inference_steps=1).images
-    again = subprocess.run([*command, *script], capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and "has all of its 4 steps" in again.stdout
 
 
-def test_an_infinite_loss_stops_the_run(tmp_path):
+def test_an_infinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match="(nan|inf) by step 2.*learning_rate"):
-        train(tmp_path, learning_rate=1e30)
+        train(tmp_path / "at_once", learning_rate=1e30)
+    loss = Trainer.loss
+
+    def broken_later(self, images, labels, generator):
+        return loss(self, images, labels, generator) * (float("nan") if generator.initial_seed() in late else 1)
+
+    config = parse_config(arguments(tmp_path / "later", log_every=100))
+    trainer = Trainer(config)
+    late = {trainer._generator(4, 0).initial_seed()}
+    monkeypatch.setattr(Trainer, "loss", broken_later)
+    with pytest.raises(FloatingPointError, match="weights are not finite at step 6.*step-000000003"):
+        trainer.run()
+    assert all(value.isfinite().all() for value in state_of(tmp_path / "later").values() if value.is_floating_point())
 
 
-def test_an_unusable_autoencoder_is_named(tmp_path):
-    DEMOTransformer2DModel(num_layers=1, sample_size=8, window_size=2).save_pretrained(tmp_path / "vae")
-    with pytest.raises((SystemExit, ValueError, AttributeError)):
-        train(tmp_path / "run", vae=tmp_path / "vae")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 9, "gradient_accumulation_steps": 2}, "batch_size is 9.*1 · 2 = 2"),
+        ({"mixed_precision": "fp16"}, "fp16.*needs a GPU"),
+        ({"vae": "/nothing/here"}, "autoencoder /nothing/here cannot be read"),
+        ({"vae": "VAE"}, "takes 3 channels; the images have 1"),
+        ({"vae": "TRANSFORMER"}, "TRANSFORMER.*(cannot be read|must be an AutoencoderKL)"),
+        ({"transformer": "DEMO-H/2"}, "'DEMO-H/2'.*DEMO-S/2"),
+        ({"attention_mode": "global"}, "'global'"),
+    ],
+)
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is allowed there")
+def test_mistakes_are_named_before_anything_is_written(tmp_path, options, message):
+    tiny_vae().save_pretrained(tmp_path / "VAE")
+    DEMOTransformer2DModel(num_layers=1, sample_size=8, window_size=2).save_pretrained(tmp_path / "TRANSFORMER")
+    if options.get("vae") in ("VAE", "TRANSFORMER"):
+        options = {"vae": tmp_path / options["vae"]}
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "run", **options)
+    assert re.search(message, str(stop.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "run")
+    assert "matplotlib, tensorboard, sklearn: pip install 'demo-diffusion[train]'" in str(stop.value)
 
 
 def test_grid_is_labelled_apart_and_enlarged():

@@ -5,6 +5,7 @@ A YAML file has one section for each dataclass below; on the command line the fi
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -158,42 +159,64 @@ def yaml_as_arguments(path: Path) -> list[str]:
     """A config file as command-line arguments, so that one parser checks both.
 
     Raises:
-        ValueError: if the file is missing or has a section or a field that does not exist.
+        ValueError: if the file is missing, is no such YAML, or has a section or a field that does not exist.
     """
     if not path.is_file():
         raise ValueError(f"There is no config file {path}.")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    _check_mapping(path, "the file", content, set(SECTIONS))
     arguments = []
-    for section, values in (yaml.safe_load(path.read_text()) or {}).items():
-        if section not in SECTIONS:
-            raise ValueError(f"{path} has a section {section!r}; the sections are {', '.join(SECTIONS)}.")
-        allowed = {f.name for f in dataclasses.fields(SECTIONS[section])}
-        if unknown := set(values or {}) - allowed:
-            raise ValueError(f"{path}: section {section!r} has no field {sorted(unknown)}; it has {sorted(allowed)}.")
+    for section, values in content.items():
+        defaults = {f.name: f.default for f in dataclasses.fields(SECTIONS[section])}
+        _check_mapping(path, f"section {section!r}", values or {}, set(defaults))
         for name, value in (values or {}).items():
+            if value is None and defaults[name] is not None:
+                raise ValueError(f"{path}: {name} is empty; give a value or leave the line out.")
             if value is not None:
                 arguments.append(f"--{name}={value}")
     return arguments
 
 
+def _check_mapping(path: Path, place: str, content: object, allowed: set[str]) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {place} holds {content!r:.50}; it must hold lines 'name: value'.")
+    if unknown := set(content) - allowed:
+        raise ValueError(f"{path}: {place} has no {sorted(map(str, unknown))}; it may have {sorted(allowed)}.")
+
+
+POSITIVE = (
+    "resolution",
+    "num_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "max_grad_norm",
+    "log_every",
+    "checkpoint_every",
+    "num_inference_steps",
+    "grid_classes",
+    "grid_columns",
+)
+NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "seed", "sample_every", "guidance_scale", "knn_samples")
+SHARES = ("label_dropout", "ema_decay")
+
+
 def _check(config: TrainingConfig) -> None:
-    optimization, run = config.optimization, config.run
-    positive = {
-        "num_steps": optimization.num_steps,
-        "batch_size": optimization.batch_size,
-        "gradient_accumulation_steps": optimization.gradient_accumulation_steps,
-        "learning_rate": optimization.learning_rate,
-        "resolution": config.data.resolution,
-        "log_every": run.log_every,
-        "checkpoint_every": run.checkpoint_every,
-        "num_inference_steps": run.num_inference_steps,
-        "grid_classes": run.grid_classes,
-        "grid_columns": run.grid_columns,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be positive.")
-    for name, value in {"ema_decay": optimization.ema_decay, "label_dropout": config.objective.label_dropout}.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it must be in [0, 1).")
-    if optimization.warmup_steps and optimization.lr_schedule == "constant":
+    values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
+    for names, allowed, fits in (
+        (POSITIVE, "positive", lambda value: 0 < value < math.inf),
+        (NOT_NEGATIVE, "at least 0", lambda value: 0 <= value < math.inf),
+        (SHARES, "in [0, 1)", lambda value: 0 <= value < 1),
+    ):
+        for name in names:
+            if values[name] is not None and not fits(values[name]):
+                raise ValueError(f"{name} is {values[name]}; it must be {allowed}.")
+    if values["warmup_steps"] and values["lr_schedule"] == "constant":
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")
+    if values["timestep_sampling"] != "uniform" and values["objective"] != "flow":
+        raise ValueError(f"timestep_sampling {values['timestep_sampling']!r} needs objective 'flow'.")
+    if values["label_dropout"] == 0 and values["guidance_scale"] != 1:
+        raise ValueError("With label_dropout 0 the null class is not trained; use guidance_scale 1.")

@@ -29,7 +29,7 @@ def labelled_grid(rows: list[list[Image.Image]], labels: list[str]) -> Image.Ima
     font = ImageFont.load_default(size=18)
     for r, (images, label) in enumerate(zip(rows, labels, strict=True)):
         top = GAP + r * (cell_height + GAP)
-        draw.text((GAP, top + cell_height // 2), _fit(label, font), fill=INK, font=font, anchor="lm")
+        draw.text((LABEL_WIDTH - 2 * GAP, top + cell_height // 2), _fit(label, font), fill=INK, font=font, anchor="rm")
         for c, image in enumerate(images):
             enlarged = image.convert("RGB").resize((cell_width, cell_height), Image.Resampling.NEAREST)
             grid.paste(enlarged, (LABEL_WIDTH + c * (cell_width + GAP), top))

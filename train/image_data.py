@@ -56,18 +56,10 @@ def _load_with_datasets(config: DataConfig) -> LabelledImages:
     table = _open_table(config)
     image_column = config.image_column or _only_column(table, datasets.Image, "image")
     label_column = config.label_column or _only_column(table, datasets.ClassLabel, "label")
-    for column in (image_column, label_column):
-        if column not in table.column_names:
-            raise ValueError(f"{config.dataset} has no column {column!r}; it has {table.column_names}.")
-    if not isinstance(table.features[label_column], datasets.ClassLabel):
+    table = _select_columns(table, image_column, label_column)
+    if getattr(table.features[label_column], "dtype", None) in ("string", "large_string"):
         table = table.class_encode_column(label_column)
-    names = table.features[label_column].names
-    outside = sorted({label for label in table.unique(label_column) if label is None or not 0 <= label < len(names)})
-    if outside:
-        raise ValueError(
-            f"{config.dataset} has the labels {outside} in column {label_column!r}; they must be in 0 … "
-            f"{len(names) - 1}. Splits without labels cannot train a class-conditional model."
-        )
+    names = _class_names(table, label_column)
     dataset = ImageTable(table, image_column, label_column, config.resolution)
     return LabelledImages(dataset, channels=3, id2label=dict(enumerate(names)))
 
@@ -96,6 +88,32 @@ def _only_column(table: datasets.Dataset, kind: type, name: str) -> str:
             f"name the one to use with --{name}_column."
         )
     return columns[0]
+
+
+def _select_columns(table: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    for column in (image_column, label_column):
+        if column not in table.column_names:
+            raise ValueError(f"The dataset has no column {column!r}; it has {table.column_names}.")
+    table = table.select_columns([image_column, label_column])
+    if isinstance(table.features[image_column], dict) and "bytes" in table.features[image_column]:
+        table = table.cast_column(image_column, datasets.Image())  # a parquet file written without datasets' metadata
+    if not isinstance(table.features[image_column], datasets.Image):
+        raise ValueError(f"Column {image_column!r} holds {table.features[image_column]}, not images.")
+    return table
+
+
+def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
+    """Names of the classes 0 … n − 1; whole numbers without names are class ids and keep their value."""
+    feature, labels = table.features[label_column], table.unique(label_column)
+    if not all(isinstance(label, int) for label in labels):
+        raise ValueError(f"Column {label_column!r} holds {feature}; labels must be whole numbers or texts.")
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(max(labels) + 1)]
+    if outside := sorted(label for label in labels if not 0 <= label < len(names)):
+        raise ValueError(
+            f"Column {label_column!r} has the labels {outside}; they must be in 0 … {len(names) - 1}. Splits without "
+            "labels cannot train a class-conditional model."
+        )
+    return names
 
 
 class ImageTable(Dataset):

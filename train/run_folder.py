@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,12 +51,14 @@ class RunFolder:
                 "give the same settings to resume it."
             )
 
-    def start(self, config: TrainingConfig) -> None:
-        """Writes the resolved config and what made this run."""
+    def start(self, config: TrainingConfig, accelerator: Accelerator, first_step: int) -> None:
+        """Writes the resolved config and, for each part of a resumed run, what makes it."""
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         config.save(self.config_file)
-        (self.path / "run.json").write_text(json.dumps(provenance(), indent=1))
+        record = self.path / "run.json"
+        parts = json.loads(record.read_text()) if record.is_file() and self.latest_checkpoint() else []
+        record.write_text(json.dumps([*parts, provenance(accelerator, first_step)], indent=1))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -75,13 +78,16 @@ class RunFolder:
             save_model(ema, str(partial / "ema.safetensors"))
             (partial / "progress.json").write_text(json.dumps({"step": step}))
             os.replace(partial, target)
-            for old in self.checkpoints.iterdir():
+            for old in self.checkpoints.glob("step-*"):
                 if old != target:
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
     def load_checkpoint(self, accelerator: Accelerator, ema: nn.Module) -> int:
-        """Restores the newest checkpoint and returns its step; 0 if there is none."""
+        """Restores the newest checkpoint and returns its step; 0 if there is none.
+
+        accelerate reads the optimizer's file with `torch.load(weights_only=True)`; weights are safetensors.
+        """
         checkpoint = self.latest_checkpoint()
         if checkpoint is None:
             return 0
@@ -109,10 +115,13 @@ class RunFolder:
         os.replace(partial, self.loss_file)
 
 
-def provenance() -> dict:
-    """The command, the versions and the commit that make a result."""
+def provenance(accelerator: Accelerator, first_step: int) -> dict:
+    """The command, machine, versions and commit that make a result."""
     return {
-        "command": " ".join(sys.argv),
+        "first_step": first_step,
+        "command": shlex.join(sys.argv),
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "git_commit": _git_commit(),

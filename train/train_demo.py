@@ -3,21 +3,24 @@
 The same command on an unfinished run resumes it.
 """
 
+import importlib.util
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
 from diffusers.optimization import get_scheduler
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, create_transformer
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.train.autoencoder import encode, latent_shape, load_vae
 from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
 from demo_diffusion.train.figures import labelled_grid, save_loss_curve
 from demo_diffusion.train.image_data import BatchOrder, batches, load_images
@@ -30,21 +33,16 @@ class Trainer:
     """One run: builds everything from the config, trains, and leaves a pipeline folder."""
 
     def __init__(self, config: TrainingConfig):
+        check_packages(config)
         self.config = config
         optimization = config.optimization
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would not find each other
-            mixed_precision=optimization.mixed_precision,
-            gradient_accumulation_steps=optimization.gradient_accumulation_steps,
-            step_scheduler_with_optimizer=False,
-            log_with="tensorboard",
-            project_dir=config.run.output_dir,
-        )
+        self.accelerator = create_accelerator(config)
         set_seed(optimization.seed)
         self.folder = RunFolder(config.run.output_dir)
         self.folder.check(config)
         self.images = load_images(config.data)
-        self.vae = load_vae(config.data.vae, self.accelerator.device)
+        self.vae = load_vae(config.data.vae, self.images.channels, self.accelerator.device)
+        self._batch_order(first_step=0)  # finds a batch that cannot be divided
         self.objective = create_objective(config.objective).to(self.accelerator.device)
 
         transformer = self._create_transformer()
@@ -95,7 +93,7 @@ class Trainer:
             self.accelerator.print(f"{self.folder.path} has all of its {num_steps} steps; writing its results again.")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.folder.start(self.config)
+            self.folder.start(self.config, self.accelerator, first_step)
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("tensorboard")
         self.train(first_step)
@@ -106,7 +104,7 @@ class Trainer:
     def train(self, first_step: int) -> None:
         run, num_steps = self.config.run, self.config.optimization.num_steps
         losses = self.folder.read_losses(first_step)
-        batch_iterator = iter(self._batches(first_step))
+        batch_iterator = iter(batches(self.images, self._batch_order(first_step), self.config.data.num_workers))
         progress = tqdm(
             range(first_step, num_steps), initial=first_step, total=num_steps, unit="step", dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
@@ -125,6 +123,7 @@ class Trainer:
                 recent, last_log = [], time.perf_counter()
             paused = time.perf_counter()
             if done % run.checkpoint_every == 0 or done == num_steps:
+                self._check_weights(done)
                 if self.accelerator.is_main_process:
                     self.folder.write_losses(losses)
                 self.folder.save_checkpoint(self.accelerator, self.ema, done)
@@ -134,19 +133,20 @@ class Trainer:
 
     def train_step(self, batch_iterator, step: int) -> torch.Tensor:
         """One optimizer step; returns its mean loss on this process."""
-        max_grad_norm = self.config.optimization.max_grad_norm
+        device, optimization = self.accelerator.device, self.config.optimization
+        parts = optimization.gradient_accumulation_steps
         total = 0.0
-        for part in range(self.config.optimization.gradient_accumulation_steps):
+        for part in range(parts):
             images, labels = next(batch_iterator)
-            generator = self._generator(step, part)
-            with self.accelerator.accumulate(self.transformer):
-                loss = self.loss(images.to(self.accelerator.device), labels.to(self.accelerator.device), generator)
+            is_last = part == parts - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.transformer):
+                loss = self.loss(images.to(device), labels.to(device), self._generator(step, part)) / parts
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and max_grad_norm is not None:
-                    self.accelerator.clip_grad_norm_(self.transformer.parameters(), max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            total += loss.detach() / self.config.optimization.gradient_accumulation_steps
+            total += loss.detach()
+        if optimization.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.transformer.parameters(), optimization.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.lr_scheduler.step()
         self.ema.update_parameters(self.accelerator.unwrap_model(self.transformer))
         return total
@@ -163,9 +163,9 @@ class Trainer:
         output = self.transformer(self.objective.add_noise(x0, noise, timesteps), timesteps, labels).sample
         return self.objective.losses(output, x0, noise, timesteps)["loss"].mean()
 
-    def _batches(self, first_step: int):
+    def _batch_order(self, first_step: int) -> BatchOrder:
         optimization = self.config.optimization
-        order = BatchOrder(
+        return BatchOrder(
             num_samples=len(self.images.dataset),
             batch_size=optimization.batch_size,
             accumulation_steps=optimization.gradient_accumulation_steps,
@@ -175,7 +175,6 @@ class Trainer:
             last_step=optimization.num_steps,
             seed=optimization.seed,
         )
-        return batches(self.images, order, self.config.data.num_workers)
 
     def _generator(self, step: int, part: int) -> torch.Generator:
         """Noise, times and dropped labels come from (seed, step, part, rank) alone, so that a run can continue."""
@@ -186,11 +185,19 @@ class Trainer:
     def _mean_loss(self, recent: list[torch.Tensor], step: int) -> float:
         loss = float(self.accelerator.reduce(torch.stack(recent).mean(), reduction="mean"))
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss} by step {step}. Lower learning_rate, set max_grad_norm, or use bf16 for fp16; the "
-                f"last checkpoint is {self.folder.latest_checkpoint()}."
-            )
+            self._stop(f"The loss is {loss} by step {step}.")
         return loss
+
+    def _check_weights(self, step: int) -> None:
+        """A checkpoint replaces the one before, so it must be usable."""
+        if not get_total_norm(self.transformer.parameters()).isfinite():
+            self._stop(f"The weights are not finite at step {step}.")
+
+    def _stop(self, reason: str) -> None:
+        raise FloatingPointError(
+            f"{reason} Lower learning_rate, set max_grad_norm, or use bf16 instead of fp16. The last checkpoint is "
+            f"{self.folder.latest_checkpoint()}."
+        )
 
     def pipeline(self) -> DEMOPipeline:
         """The moving average of the weights as a pipeline."""
@@ -223,14 +230,14 @@ class Trainer:
 
     def finish(self) -> None:
         """Writes pipeline/, loss.png and samples.png, and prints what the samples are like."""
-        run = self.config.run
-        self.pipeline().save_pretrained(self.folder.pipeline)
+        run, pipeline = self.config.run, self.pipeline()
+        pipeline.save_pretrained(self.folder.pipeline)
         losses = self.folder.read_losses(self.config.optimization.num_steps)
-        save_loss_curve(self.folder.path / "loss.png", losses, self.config.model.transformer)
+        save_loss_curve(self.folder.path / "loss.png", losses, title=self.folder.path.name)
         self.draw_grid().save(self.folder.path / "samples.png")
         if run.knn_samples:
             report = nearest_neighbor_report(
-                self.pipeline(),
+                pipeline,
                 self.images.dataset,
                 run.knn_samples,
                 sorted({1.0, run.guidance_scale}),
@@ -245,33 +252,28 @@ def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
     return DDPMObjective() if config.objective == "ddpm" else FlowObjective(config.timestep_sampling)
 
 
-def load_vae(name: str | None, device: torch.device) -> AutoencoderKL | AutoencoderTiny | None:
-    """A frozen autoencoder from a folder or the hub.
-
-    Raises:
-        ValueError: if it is not an AutoencoderKL or AutoencoderTiny.
-    """
-    if name is None:
-        return None
-    vae = AutoModel.from_pretrained(name)
-    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
-        raise ValueError(f"{name} is a {type(vae).__name__}; it must be an AutoencoderKL or AutoencoderTiny.")
-    return vae.requires_grad_(False).eval().to(device)
+def check_packages(config: TrainingConfig) -> None:
+    """Raises a ValueError if a package that the run needs only later is missing."""
+    needed = ["matplotlib", "tensorboard"]
+    if config.data.dataset == "digits" or config.run.knn_samples:
+        needed.append("sklearn")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")
 
 
-def encode(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Normalised latents of images in [−1, 1]."""
-    with torch.no_grad():
-        encoded = vae.encode(images)
-    latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
-    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
-
-
-def latent_shape(vae: AutoencoderKL | AutoencoderTiny, resolution: int) -> tuple[int, int]:
-    """(channels, side) of the latents of square images."""
-    image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)
-    latents = encode(vae, image, torch.Generator(vae.device))
-    return latents.shape[1], latents.shape[-1]
+def create_accelerator(config: TrainingConfig) -> Accelerator:
+    """Raises a ValueError if the machine has not the precision that is asked for."""
+    on_cpu = not torch.accelerator.is_available()
+    mixed_precision = config.optimization.mixed_precision
+    if on_cpu and mixed_precision == "fp16":
+        raise ValueError("mixed_precision is fp16, which needs a GPU; on a CPU use 'bf16' or 'no'.")
+    return Accelerator(
+        cpu=on_cpu,  # without it, processes on CPUs would not find each other
+        mixed_precision=mixed_precision,
+        step_scheduler_with_optimizer=False,
+        log_with="tensorboard",
+        project_dir=config.run.output_dir,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

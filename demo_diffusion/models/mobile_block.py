@@ -17,7 +17,7 @@ ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 class MobileMixer(nn.Module):
     """proj(z + SiLU(BatchNorm(DepthwiseConv(z)))), z = attention(q, k, act(v)); without attention z = act(v).
 
-    With stride 2 the sum loses its first term. Shapes: (B, H, W, in_channels) -> (B, H / stride, W / stride,
+    With stride 2 the sum loses its first term. Shapes: (B, H, W, in_channels) -> (B, ⌈H / stride⌉, ⌈W / stride⌉,
     out_channels).
 
     Args:
@@ -86,7 +86,7 @@ class ChannelsLastBatchNorm(nn.BatchNorm2d):
 class MobileBlock(nn.Module):
     """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)); with stride 2 there is no skip.
 
-    Shapes: (B, H, W, in_channels) -> (B, H / stride, W / stride, out_channels).
+    Shapes: (B, H, W, in_channels) -> (B, ⌈H / stride⌉, ⌈W / stride⌉, out_channels).
 
     Args:
         norm: "batch" or "layer" (both affine, over channels).
@@ -137,6 +137,8 @@ def _check_settings(
         raise ValueError(f"attention_mode is {attention_mode!r}; it must be one of {list(ATTENTION_MODES)}.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {sorted(ACTIVATIONS)}.")
+    if num_heads < 1:
+        raise ValueError(f"num_heads is {num_heads}; it must be at least 1.")
     if window_size < 1:
         raise ValueError(f"window_size is {window_size}; it must be at least 1 token.")
     if kernel_size < 1 or kernel_size % 2 == 0:

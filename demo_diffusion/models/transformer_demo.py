@@ -1,5 +1,7 @@
 """D-EMO: DiT with EMOv2's i2RMB block in place of the Transformer block (arXiv 2412.06674, Table XIV)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -105,6 +107,14 @@ class DEMOTransformer2DModel(ModelMixin, ConfigMixin):
         norm_eps: float = 1e-6,
     ):
         super().__init__()
+        _check_positive(
+            patch_size=patch_size,
+            in_channels=in_channels,
+            num_layers=num_layers,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            num_classes=num_classes,
+        )
         height, width = _grid_size(sample_size, patch_size)
         dim = num_attention_heads * attention_head_dim
         if dim % 4:
@@ -155,9 +165,9 @@ class DEMOTransformer2DModel(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.modulation.weight)
         nn.init.zeros_(self.output.proj.weight)
 
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func=checkpoint_module) -> None:
-        """Trades compute for memory in training; see `checkpointing.checkpoint_module` for what BatchNorm sees."""
-        super().enable_gradient_checkpointing(gradient_checkpointing_func)
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
+        """Trades compute for memory in training; None: `checkpoint_module`, which moves BatchNorm's statistics once."""
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpoint_module)
 
     def fuse(self) -> None:
         """Folds every BatchNorm into its depthwise convolution for inference. Saving still writes the original weights.
@@ -242,6 +252,12 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     channels = features // patch_size**2
     patches = patches.view(batch, rows, columns, patch_size, patch_size, channels)
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
+
+
+def _check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
 
 
 def _grid_size(sample_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

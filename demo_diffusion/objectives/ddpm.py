@@ -41,7 +41,7 @@ class DDPMObjective(nn.Module):
             "max_log_variance": betas.log(),
         }
         for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, table.float(), persistent=False)
 
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""
@@ -122,7 +122,7 @@ class DDPMObjective(nn.Module):
         return x0_scale * x0 + self._at(self.posterior_xt_scale, timesteps, x0) * x_t
 
     def _at(self, table: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return expand_to(table.to(timesteps.device)[timesteps].float(), like)
+        return expand_to(table.to(timesteps.device)[timesteps], like)
 
 
 def normal_kl(

@@ -40,7 +40,7 @@ class FlowObjective(nn.Module):
         return in_channels
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """The default sampler: Euler steps of equal length."""
+        """The default sampler; `DEMOPipeline` gives it steps of equal length."""
         return FlowMatchEulerDiscreteScheduler()
 
     def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
