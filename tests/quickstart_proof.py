@@ -1,7 +1,8 @@
 """Checks a finished quickstart run, and that the check can fail: `python tests/quickstart_proof.py runs/digits`.
 
 Prints the class accuracy of 500 samples with the run's moving average, and with the average of the parameters alone
-(BatchNorm's statistics as they were before training). Exits with 1 unless the first passes and the second fails.
+(BatchNorm's statistics as they were before training), and writes a grid of the latter beside the run's samples.png.
+Exits with 1 unless the first passes and the second fails.
 """
 
 import sys
@@ -12,6 +13,7 @@ import torch
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.nearest_neighbor import NearestNeighborReport, nearest_neighbor_report
 from demo_diffusion.train.configuration import parse_config
+from demo_diffusion.train.figures import sample_grid
 from demo_diffusion.train.image_data import load_images
 
 GUIDANCE_SCALE = 1.5
@@ -38,6 +40,7 @@ def main(run: Path) -> int:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
     parameters_alone = report(pipeline, run)
+    sample_grid(pipeline, parse_config(["--config", str(run / "config.yaml")]).run).save(run / "without_statistics.png")
     print(f"Moving average of parameters alone: passes is {passes(parameters_alone)}\n{parameters_alone}")
     return 0 if passes(whole) and not passes(parameters_alone) else 1
 

@@ -2,12 +2,34 @@
 
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.train.configuration import RunConfig
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor
 GAP = 4
-LABEL_WIDTH = 160
+MAX_LABEL_WIDTH = 160
 INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def sample_grid(pipeline: DEMOPipeline, run: RunConfig) -> Image.Image:
+    """A grid of the first classes, from fixed noise, so that grids of one run can be compared."""
+    names = pipeline.label_names.id2label
+    classes = range(min(run.grid_classes, pipeline.transformer.config.num_classes))
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        pipeline(
+            [class_id] * run.grid_columns,
+            guidance_scale=run.guidance_scale,
+            num_inference_steps=run.num_inference_steps,
+            generator=generator,
+        ).images
+        for class_id in classes
+    ]
+    return labelled_grid(rows, [names[class_id] for class_id in classes])
 
 
 def labelled_grid(rows: list[list[Image.Image]], labels: list[str]) -> Image.Image:
@@ -20,26 +42,25 @@ def labelled_grid(rows: list[list[Image.Image]], labels: list[str]) -> Image.Ima
     width, height = rows[0][0].size
     factor = max(1, -(-MIN_CELL // min(width, height)))
     cell_width, cell_height = width * factor, height * factor
-    grid = Image.new(
-        "RGB",
-        (LABEL_WIDTH + len(rows[0]) * (cell_width + GAP) + GAP, len(rows) * (cell_height + GAP) + GAP),
-        PAPER,
-    )
-    draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(size=18)
+    labels = [_fit(label, font) for label in labels]
+    left = round(max(map(font.getlength, labels))) + 4 * GAP
+    size = (left + len(rows[0]) * (cell_width + GAP), GAP + len(rows) * (cell_height + GAP))
+    grid = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(grid)
     for r, (images, label) in enumerate(zip(rows, labels, strict=True)):
         top = GAP + r * (cell_height + GAP)
-        draw.text((LABEL_WIDTH - 2 * GAP, top + cell_height // 2), _fit(label, font), fill=INK, font=font, anchor="rm")
+        draw.text((left - 2 * GAP, top + cell_height // 2), label, fill=INK, font=font, anchor="rm")
         for c, image in enumerate(images):
             enlarged = image.convert("RGB").resize((cell_width, cell_height), Image.Resampling.NEAREST)
-            grid.paste(enlarged, (LABEL_WIDTH + c * (cell_width + GAP), top))
+            grid.paste(enlarged, (left + c * (cell_width + GAP), top))
     return grid
 
 
 def _fit(label: str, font: ImageFont.FreeTypeFont) -> str:
-    if font.getlength(label) <= LABEL_WIDTH - 2 * GAP:
+    if font.getlength(label) <= MAX_LABEL_WIDTH:
         return label
-    while font.getlength(label + "…") > LABEL_WIDTH - 2 * GAP:
+    while font.getlength(label + "…") > MAX_LABEL_WIDTH:
         label = label[:-1]
     return label + "…"
 

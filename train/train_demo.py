@@ -22,11 +22,9 @@ from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.train.autoencoder import encode, latent_shape, load_vae
 from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
-from demo_diffusion.train.figures import labelled_grid, save_loss_curve
+from demo_diffusion.train.figures import sample_grid, save_loss_curve
 from demo_diffusion.train.image_data import BatchOrder, batches, load_images
 from demo_diffusion.train.run_folder import RunFolder
-
-GRID_SEED = 0
 
 
 class Trainer:
@@ -128,7 +126,7 @@ class Trainer:
                     self.folder.write_losses(losses)
                 self.folder.save_checkpoint(self.accelerator, self.ema, done)
             if run.sample_every and done % run.sample_every == 0 and done < num_steps:
-                self.sample_grid(done)
+                self.save_grid(done)
             last_log += time.perf_counter() - paused
 
     def train_step(self, batch_iterator, step: int) -> torch.Tensor:
@@ -203,30 +201,13 @@ class Trainer:
         """The moving average of the weights as a pipeline."""
         return DEMOPipeline(self.ema.module, self.objective.scheduler(), self.vae, self.images.id2label)
 
-    def sample_grid(self, step: int) -> None:
+    def save_grid(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            grid = self.draw_grid()
+            grid = sample_grid(self.pipeline(), self.config.run)
             grid.save(self.folder.samples / f"step-{step:09d}.png")
             tensorboard = self.accelerator.get_tracker("tensorboard")
             tensorboard.log_images({"samples": np.array(grid)[None]}, step=step, dataformats="NHWC")
         self.accelerator.wait_for_everyone()
-
-    def draw_grid(self):
-        run = self.config.run
-        classes = list(range(min(run.grid_classes, self.images.num_classes)))
-        pipeline = self.pipeline()
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(GRID_SEED)
-        rows = [
-            pipeline(
-                [class_id] * run.grid_columns,
-                guidance_scale=run.guidance_scale,
-                num_inference_steps=run.num_inference_steps,
-                generator=generator,
-            ).images
-            for class_id in classes
-        ]
-        return labelled_grid(rows, [self.images.id2label[class_id] for class_id in classes])
 
     def finish(self) -> None:
         """Writes pipeline/, loss.png and samples.png, and prints what the samples are like."""
@@ -234,7 +215,7 @@ class Trainer:
         pipeline.save_pretrained(self.folder.pipeline)
         losses = self.folder.read_losses(self.config.optimization.num_steps)
         save_loss_curve(self.folder.path / "loss.png", losses, title=self.folder.path.name)
-        self.draw_grid().save(self.folder.path / "samples.png")
+        sample_grid(pipeline, run).save(self.folder.path / "samples.png")
         if run.knn_samples:
             report = nearest_neighbor_report(
                 pipeline,
