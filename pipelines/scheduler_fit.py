@@ -12,22 +12,31 @@ OBJECTIVES = {
     "prediction_type='flow_prediction', use_flow_sigmas=True",
 }
 LEARNED_VARIANCE = ("learned", "learned_range")
+UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
 
 
 def objective_of(scheduler: SchedulerMixin) -> str:
-    """ "ddpm" if the scheduler integrates a noise prediction, "flow" if a velocity.
+    """ "ddpm" if the scheduler integrates a noise prediction from noise to data, "flow" if a velocity.
 
     Raises:
-        ValueError: if it integrates another prediction.
+        ValueError: if it does something else.
     """
-    prediction_type = scheduler.config.get("prediction_type")
-    if prediction_type == "epsilon" and hasattr(scheduler, "alphas_cumprod"):
-        return "ddpm"
-    if prediction_type == "flow_prediction" or type(scheduler).__name__.startswith("FlowMatch"):
+    name, config = type(scheduler).__name__, scheduler.config
+    settings = {key: config.get(key) for key in ("prediction_type", *UNSUITABLE_SETTINGS, "use_flow_sigmas")}
+    samples = not any(settings[key] for key in UNSUITABLE_SETTINGS) and not name.endswith("InverseScheduler")
+    has_flow_times = name.startswith("FlowMatch") or settings["use_flow_sigmas"]
+    if samples and has_flow_times and settings["prediction_type"] in (None, "flow_prediction"):
         return "flow"
+    if (
+        samples
+        and not has_flow_times
+        and settings["prediction_type"] == "epsilon"
+        and hasattr(scheduler, "alphas_cumprod")
+    ):
+        return "ddpm"
     raise ValueError(
-        f"{type(scheduler).__name__} (prediction_type={prediction_type!r}) fits no objective of this package. "
-        f"Noise prediction: {OBJECTIVES['ddpm']}. Velocity prediction: {OBJECTIVES['flow']}."
+        f"{name} with {', '.join(f'{key}={value}' for key, value in settings.items())} fits no objective of this "
+        f"package. Noise prediction: {OBJECTIVES['ddpm']}. Velocity prediction: {OBJECTIVES['flow']}."
     )
 
 

@@ -10,7 +10,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_read_and_its_resolved_form_is_the_same(path, tmp_path):
     config = parse_config(["--config", str(path)])
-    config.save(tmp_path / "resolved.yaml")
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
     assert parse_config(["--config", str(tmp_path / "resolved.yaml")]) == config
 
 
@@ -21,6 +21,13 @@ def test_command_line_overrides_the_file(tmp_path):
     assert config.optimization.num_steps == 9 and config.optimization.learning_rate == 1e-3
     assert config.optimization.compile is False
     assert config.model.overrides() == {"num_layers": 3}
+
+
+def test_none_undoes_what_a_file_sets(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {vae: some/vae}\noptimization: {max_grad_norm: 1}\nmodel: {num_layers: null}\n")
+    config = parse_config(["--config", str(path), "--vae", "none", "--max_grad_norm=None"])
+    assert config.data.vae is config.optimization.max_grad_norm is config.model.num_layers is None
 
 
 @pytest.mark.parametrize(
@@ -43,9 +50,11 @@ def test_command_line_overrides_the_file(tmp_path):
         ("", ["--objective", "ddpm", "--timestep_sampling", "logit_normal"], "needs objective 'flow'"),
         ("", ["--label_dropout", "0"], "null class is not trained"),
         ("model: [", [], "is not valid YAML"),
+        ("run: {seed: 1}\nrun: {seed: 2}", [], "['run'] stand twice"),
+        ("", ["--objective", "ddpm", "--timestep_scale", "1000"], "use timestep_scale 1"),
         ("- model", [], "the file holds ['model']; it must hold lines 'name: value'"),
         ("model: DEMO-S/2", [], "section 'model' holds 'DEMO-S/2'"),
-        ("run: {log_every: }", [], "log_every is empty"),
+        ("run: {log_every: }", [], "argument --log_every"),
     ],
 )
 def test_mistakes_are_named(text, arguments, message, tmp_path, capsys):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import torch
 from PIL import Image
 
 from demo_diffusion.train.configuration import DataConfig
-from demo_diffusion.train.image_data import BatchOrder, batches, center_crop, load_images
+from demo_diffusion.train.image_data import BatchOrder, batches, center_crop, load_images, to_rgb
 
 
 def picture(size=(20, 12), mode="RGB") -> Image.Image:
@@ -36,6 +38,50 @@ def test_image_folder(tmp_path):
     image, label = images.dataset[5]
     assert image.shape == (3, 8, 8) and image.dtype == torch.float32 and label == 1
     assert -1 <= image.min() < image.max() <= 1
+
+
+def test_folder_and_file_names_mean_classes_alone(tmp_path):
+    folder = image_folder(tmp_path / "data", classes=("bus", "test", "train_station"), images_per_class=2)
+    for name in ("bus/bus-and-train_7.png", "test/deeper/crash-test_3.png", "cover.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture().save(folder / name)
+    images = load_images(DataConfig(dataset=str(folder), resolution=8))
+    assert images.id2label == {0: "bus", 1: "test", 2: "train_station"}
+    assert sorted(images.dataset[i][1] for i in range(len(images.dataset))) == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 6), ("val", 2)])
+def test_folder_with_splits(tmp_path, split, size):
+    image_folder(tmp_path / "data/train")
+    image_folder(tmp_path / "data/val", images_per_class=1)
+    images = load_images(DataConfig(dataset=str(tmp_path / "data"), split=split, resolution=8))
+    assert len(images.dataset) == size and images.id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_folder_of_parquet_shards(tmp_path):
+    for i in range(3):
+        shard = tmp_path / f"train-0000{i}-of-00003.parquet"
+        Path(parquet(tmp_path, img=[picture()] * 2, label=[0, 1])).rename(shard)
+    assert len(load_images(DataConfig(dataset=str(tmp_path), resolution=8)).dataset) == 6
+
+
+def test_modes():
+    deep = Image.fromarray(np.full((2, 2), 40000, dtype=np.uint16))
+    assert np.array(to_rgb(deep)).tolist() == [[[156] * 3] * 2] * 2
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert np.array(to_rgb(clear)).min() == 255
+    for mode in ("L", "P", "CMYK", "RGBA", "1"):
+        assert to_rgb(picture(mode=mode)).mode == "RGB"
+    with pytest.raises(ValueError, match="mode is 'F'"):
+        to_rgb(Image.new("F", (2, 2)))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    folder = image_folder(tmp_path / "data")
+    (folder / "cat/1.png").write_bytes(b"no image")
+    dataset = load_images(DataConfig(dataset=str(folder), resolution=8)).dataset
+    with pytest.raises(ValueError, match="Row 1 .*cat/1.png.* cannot be read as an image"):
+        dataset[1]
 
 
 def parquet(path, **columns) -> str:
@@ -78,8 +124,9 @@ def test_texts_become_classes(tmp_path):
         (
             {"img": [picture()], "label": [0]},
             {"image_column": "label", "label_column": "label"},
-            "'label' holds .* not images",
+            "they must be two",
         ),
+        ({"label": [0], "fine": [1]}, {"image_column": "fine"}, "'fine' holds .* not images"),
         ({"img": [picture()] * 2, "label": [0, -1]}, {}, r"labels \[-1\].*0 … 1"),
         ({"img": [picture()] * 2, "fine": [5, -2]}, {"label_column": "fine"}, r"labels \[-2\].*0 … 5"),
         ({"img": [], "label": []}, {}, "split 'train' of .*data.parquet cannot be read.*no data"),
@@ -92,13 +139,15 @@ def test_wrong_data_is_named(columns, options, message, tmp_path):
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "missing.parquet"])
 def test_missing_data_is_named(name):
-    with pytest.raises(ValueError, match=f"no dataset at {name}"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read .*there is no such file or folder"):
         load_images(DataConfig(dataset=name))
 
 
 def test_missing_split_is_named(tmp_path):
-    with pytest.raises(ValueError, match="split 'test' of .* cannot be read"):
+    with pytest.raises(ValueError, match="split 'test' of .* cannot be read.*no folder"):
         load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), split="test"))
+    with pytest.raises(ValueError, match="class folder"):
+        load_images(DataConfig(dataset=str(tmp_path / "data/cat")))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 30), (100, 17), (5, 7)])

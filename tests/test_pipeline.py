@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -265,8 +266,16 @@ def test_scheduler_of_another_objective_is_refused():
         sample(pipeline)
     with pytest.raises(ValueError, match="FlowMatchEuler.* does not fit.*'ddpm'.*DDPMScheduler"):
         DEMOPipeline(tiny_transformer(), FlowMatchEulerDiscreteScheduler(), objective="ddpm")
-    with pytest.raises(ValueError, match="v_prediction"):
-        DEMOPipeline(tiny_transformer(), DDIMScheduler(prediction_type="v_prediction"))
+    for scheduler in (
+        DDIMScheduler(prediction_type="v_prediction"),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
+        DPMSolverMultistepScheduler(use_flow_sigmas=True),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        DDIMInverseScheduler(),
+    ):
+        with pytest.raises(ValueError, match=f"{type(scheduler).__name__} with .* fits no objective.*use_flow_sigmas"):
+            DEMOPipeline(tiny_transformer(), scheduler)
     with pytest.raises(ValueError, match="'edm'"):
         DEMOPipeline(tiny_transformer(), DDIMScheduler(), objective="edm")
 

@@ -17,6 +17,7 @@ from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.train.configuration import DataConfig, parse_config
 from demo_diffusion.train.figures import labelled_grid
 from demo_diffusion.train.image_data import batches, load_images
+from demo_diffusion.train.run_folder import RunFolder
 from demo_diffusion.train.train_demo import Trainer, main
 
 from .test_image_data import image_folder
@@ -80,7 +81,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert pipeline("7", num_inference_steps=2).images[0].size == (8, 8)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "objective": "ddpm"}])
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "objective": "ddpm", "timestep_scale": 1}])
 def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatch, options):
     expected = train(tmp_path / "whole", **options)
     train_step = Trainer.train_step
@@ -91,7 +92,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatc
         return train_step(self, batch_iterator, step)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="Interrupted.*step-000000003"):
         train(tmp_path / "parts", **options)
     monkeypatch.setattr(Trainer, "train_step", train_step)
     assert not (tmp_path / "parts/pipeline").exists()
@@ -118,14 +119,29 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
         train(run, num_layers=2, learning_rate=1.0)
     assert "num_layers (was 1, now 2), learning_rate (was 0.002, now 1.0)" in str(stop.value)
     assert "--output_dir" in str(stop.value)
+    for options, message in (
+        ({"num_steps": 6}, r"num_steps \(8 done, now 6\)"),
+        ({"num_steps": 20}, r"num_steps \(was 8, now 20\)"),  # the cosine schedule depends on it
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train(run, **options)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(SystemExit, match="finished run without checkpoints"):
+        train(run)
 
 
-def test_a_checkpoint_cut_off_is_not_resumed(tmp_path):
-    run = train(tmp_path / "run")
+def test_cut_off_checkpoints_are_not_resumed_and_copies_are_left_alone(tmp_path):
+    run = train(tmp_path / "run", lr_schedule="constant")
     shutil.copytree(run / "checkpoints/step-000000008", run / "checkpoints/step-000000009.partial")
+    shutil.copytree(run / "checkpoints/step-000000008", run / "checkpoints/step-000000008-v2")
     (run / "checkpoints/.DS_Store").touch()
-    trainer = Trainer(parse_config(arguments(run)))
-    assert trainer.folder.latest_checkpoint().name == "step-000000008"
+    assert RunFolder(run).latest_checkpoint().name == "step-000000008"
+    train(run, num_steps=9, lr_schedule="constant")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        ".DS_Store",
+        "step-000000008-v2",
+        "step-000000009",
+    ]
 
 
 def test_moving_average_carries_batchnorm_statistics(tmp_path):
@@ -166,7 +182,7 @@ def test_samples_need_the_moving_average_of_the_statistics(tmp_path):
 def test_images_through_an_autoencoder(tmp_path, create_vae):
     create_vae().save_pretrained(tmp_path / "vae")
     data = {"dataset": image_folder(tmp_path / "images"), "resolution": 16, "random_flip": True}
-    network = {"vae": tmp_path / "vae", "objective": "ddpm", "window_size": 2, "patch_size": 2}
+    network = {"vae": tmp_path / "vae", "objective": "ddpm", "timestep_scale": 1, "window_size": 2, "patch_size": 2}
     run = train(tmp_path / "run", **data, **network, mixed_precision="bf16", gradient_checkpointing=True)
     pipeline = DEMOPipeline.from_pretrained(run / "pipeline")
     assert (pipeline.transformer.config.in_channels, pipeline.transformer.config.out_channels) == (4, 8)
@@ -202,7 +218,8 @@ def regression(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> 
 
 def test_two_processes(tmp_path):
     """Two processes see different data, keep equal weights, and leave one set of results; the run can be resumed."""
-    options = {"num_steps": 4, "checkpoint_every": 2, "sample_every": 2, "gradient_accumulation_steps": 2}
+    options = {"num_steps": 4, "lr_schedule": "constant", "checkpoint_every": 2, "sample_every": 2}
+    options["gradient_accumulation_steps"] = 2
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     worker = [str(ROOT / "tests/two_process_worker.py"), *arguments(tmp_path / "two", **options)]
     script = [str(ROOT / "train/train_demo.py"), *arguments(tmp_path / "two", **{**options, "num_steps": 6})]
@@ -239,6 +256,9 @@ def test_an_infinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monk
         ({"mixed_precision": "fp16"}, "fp16.*needs a GPU"),
         ({"vae": "/nothing/here"}, "autoencoder /nothing/here cannot be read"),
         ({"vae": "VAE"}, "takes 3 channels; the images have 1"),
+        ({"vae": "VAE", "dataset": "IMAGES", "resolution": 33}, "resolution is 33.*multiple of 2"),
+        ({"dataset": "IMAGES", "resolution": 33, "patch_size": 2}, "sample_size is 33"),
+        ({"objective": "ddpm", "timestep_scale": 1, "num_inference_steps": 2000}, "num_inference_steps.*1000"),
         ({"vae": "TRANSFORMER"}, "TRANSFORMER.*(cannot be read|must be an AutoencoderKL)"),
         ({"transformer": "DEMO-H/2"}, "'DEMO-H/2'.*DEMO-S/2"),
         ({"attention_mode": "global"}, "'global'"),
@@ -248,8 +268,9 @@ def test_an_infinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monk
 def test_mistakes_are_named_before_anything_is_written(tmp_path, options, message):
     tiny_vae().save_pretrained(tmp_path / "VAE")
     DEMOTransformer2DModel(num_layers=1, sample_size=8, window_size=2).save_pretrained(tmp_path / "TRANSFORMER")
-    if options.get("vae") in ("VAE", "TRANSFORMER"):
-        options = {"vae": tmp_path / options["vae"]}
+    image_folder(tmp_path / "IMAGES")
+    places = ("VAE", "TRANSFORMER", "IMAGES")
+    options = {name: tmp_path / value if value in places else value for name, value in options.items()}
     with pytest.raises(SystemExit) as stop:
         train(tmp_path / "run", **options)
     assert re.search(message, str(stop.value))

@@ -108,6 +108,11 @@ def test_out_channels_default_is_saved_in_config():
         ({"sample_size": 9}, "sample_size is 9.*patch_size, 2"),
         ({"attention_head_dim": 3}, "multiple of 4"),
         ({"attention_mode": "full"}, "'full'"),
+        ({"num_layers": 0}, "num_layers is 0; it must be positive"),
+        ({"expansion_ratio": float("nan")}, "expansion_ratio is nan"),
+        ({"out_channels": -1}, "out_channels is -1"),
+        ({"sample_size": (8, 8, 8)}, r"sample_size is \(8, 8, 8\)"),
+        ({"sample_size": 0}, "sample_size is 0"),
     ],
 )
 def test_wrong_config_is_named(config, message):

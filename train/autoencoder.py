@@ -32,7 +32,16 @@ def encode(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor, generator
 
 
 def latent_shape(vae: AutoencoderKL | AutoencoderTiny, resolution: int) -> tuple[int, int]:
-    """(channels, side) of the latents of square images."""
+    """(channels, side) of the latents of square images.
+
+    Raises:
+        ValueError: if images of this size do not come back in their size.
+    """
     image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)
     latents = encode(vae, image, torch.Generator(vae.device))
+    with torch.no_grad():
+        decoded = vae.decode(latents).sample.shape[-1]
+    if decoded != resolution:
+        factor = decoded // latents.shape[-1]
+        raise ValueError(f"resolution is {resolution}; for this autoencoder it must be a multiple of {factor}.")
     return latents.shape[1], latents.shape[-1]

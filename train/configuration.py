@@ -5,7 +5,9 @@ A YAML file has one section for each dataclass below; on the command line the fi
 
 import argparse
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -129,8 +131,8 @@ class TrainingConfig:
     def __post_init__(self):
         _check(self)
 
-    def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
 def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
@@ -143,6 +145,7 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     config_parser.add_argument("--config", type=Path, help="YAML file with the sections " + ", ".join(SECTIONS))
     chosen, overrides = config_parser.parse_known_args(arguments)
     parser = HfArgumentParser(SECTIONS.values(), parents=[config_parser], allow_abbrev=False)
+    _accept_none(parser)
     try:
         from_file = yaml_as_arguments(chosen.config) if chosen.config else []
         *sections, _, unknown = parser.parse_args_into_dataclasses(
@@ -155,6 +158,32 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
         parser.exit(2, f"error: {error}\n")
 
 
+def _accept_none(parser: argparse.ArgumentParser) -> None:
+    """Lets `--vae none` undo what a file sets, for each field that may be None."""
+    optional = {f.name for section in SECTIONS.values() for f in dataclasses.fields(section) if f.default is None}
+    for action in parser._actions:
+        if action.dest in optional:
+            action.type = _none_or(action.type)
+
+
+def _none_or(convert: Callable[[str], object]) -> Callable[[str], object]:
+    @functools.wraps(convert)
+    def converted(text: str) -> object:
+        return None if text.lower() == "none" else convert(text)
+
+    return converted
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping, where YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.YAMLError(f"{sorted(twice)} stand twice, again in line {node.end_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
 def yaml_as_arguments(path: Path) -> list[str]:
     """A config file as command-line arguments, so that one parser checks both.
 
@@ -164,19 +193,15 @@ def yaml_as_arguments(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"There is no config file {path}.")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     _check_mapping(path, "the file", content, set(SECTIONS))
     arguments = []
     for section, values in content.items():
-        defaults = {f.name: f.default for f in dataclasses.fields(SECTIONS[section])}
-        _check_mapping(path, f"section {section!r}", values or {}, set(defaults))
-        for name, value in (values or {}).items():
-            if value is None and defaults[name] is not None:
-                raise ValueError(f"{path}: {name} is empty; give a value or leave the line out.")
-            if value is not None:
-                arguments.append(f"--{name}={value}")
+        fields = {f.name for f in dataclasses.fields(SECTIONS[section])}
+        _check_mapping(path, f"section {section!r}", values or {}, fields)
+        arguments += [f"--{name}={value}" for name, value in (values or {}).items()]
     return arguments
 
 
@@ -218,5 +243,10 @@ def _check(config: TrainingConfig) -> None:
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")
     if values["timestep_sampling"] != "uniform" and values["objective"] != "flow":
         raise ValueError(f"timestep_sampling {values['timestep_sampling']!r} needs objective 'flow'.")
+    if values["timestep_scale"] not in (None, 1) and values["objective"] == "ddpm":
+        raise ValueError(
+            f"timestep_scale {values['timestep_scale']:g} is for the flow objective's t in [0, 1]; the timesteps of "
+            "'ddpm' are 0 … 999: use timestep_scale 1."
+        )
     if values["label_dropout"] == 0 and values["guidance_scale"] != 1:
         raise ValueError("With label_dropout 0 the null class is not trained; use guidance_scale 1.")

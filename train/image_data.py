@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from demo_diffusion.train.configuration import DataConfig
 
@@ -66,18 +67,36 @@ def _load_with_datasets(config: DataConfig) -> LabelledImages:
 
 def _open_table(config: DataConfig) -> datasets.Dataset:
     path = Path(config.dataset)
-    if path.is_dir():
-        source = {"path": "imagefolder", "data_dir": str(path)}
-    elif path.suffix == ".parquet" and path.is_file():
-        source = {"path": "parquet", "data_files": str(path)}
-    elif path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith("."):
-        raise ValueError(f"There is no dataset at {config.dataset}; give a folder, a .parquet file or a hub id.")
-    else:
-        source = {"path": config.dataset}
     try:
-        return datasets.load_dataset(**source, split=config.split)
+        if path.suffix == ".parquet" and path.is_file():
+            return datasets.load_dataset("parquet", data_files=str(path), split=config.split)
+        if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
+            return _open_image_folder(path, config.split)
+        if path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith("."):
+            _check_exists(path)
+        return datasets.load_dataset(config.dataset, split=config.split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read: {error}") from error
+        here = "" if path.exists() else " (there is no such file or folder here, so the hub was asked)"
+        raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read{here}: {error}") from error
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError("there is nothing; give a folder, a .parquet file or a hub id.")
+
+
+def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
+    """Images of path/<class>/… or path/<split>/<class>/…, whatever their names; other files are passed over."""
+    inside = path / split
+    if inside.is_dir() and any(child.is_dir() for child in inside.iterdir()):
+        path = inside
+    elif split != DataConfig.split:
+        raise FileNotFoundError(f"there is no folder {inside} with class folders in it")
+    names, ids = find_classes(path)
+    files = make_dataset(path, ids, extensions=IMG_EXTENSIONS)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    columns = {"image": [file for file, _ in files], "label": [label for _, label in files]}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _only_column(table: datasets.Dataset, kind: type, name: str) -> str:
@@ -91,6 +110,8 @@ def _only_column(table: datasets.Dataset, kind: type, name: str) -> str:
 
 
 def _select_columns(table: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    if image_column == label_column:
+        raise ValueError(f"Column {image_column!r} was named for the images and the labels; they must be two.")
     for column in (image_column, label_column):
         if column not in table.column_names:
             raise ValueError(f"The dataset has no column {column!r}; it has {table.column_names}.")
@@ -129,10 +150,33 @@ class ImageTable(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        row = self.table[index]
-        image = center_crop(row[self.image_column].convert("RGB"), self.resolution)
+        try:
+            row = self.table[index]
+            image = center_crop(to_rgb(row[self.image_column]), self.resolution)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{self._name(index)} cannot be read as an image: {error}") from error
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.float() / 127.5 - 1, row[self.label_column]
+
+    def _name(self, index: int) -> str:
+        encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]
+        return f"Row {index} ({encoded['path'] or 'no file name'})"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; transparent parts become white.
+
+    Raises:
+        ValueError: if the range of the pixels is not known (32-bit modes).
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.array(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode is {image.mode!r}, whose range is not known; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,9 +1,11 @@
 """The folder of a run: its records and its checkpoints."""
 
 import csv
+import io
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,14 +20,9 @@ from torch import nn
 
 from demo_diffusion.train.configuration import TrainingConfig
 
-# Fields that may change between the parts of one run.
-FREE_FIELDS = {
-    ("optimization", "num_steps"),
-    ("optimization", "gradient_accumulation_steps"),
-    ("optimization", "gradient_checkpointing"),
-    ("optimization", "compile"),
-    ("data", "num_workers"),
-}
+# Fields that may change between the parts of one run; num_steps only where the learning rate does not depend on it.
+FREE_FIELDS = {"num_steps", "gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers"}
+CHECKPOINT_NAME = re.compile(r"step-(\d{9})")
 PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "safetensors")
 
 
@@ -41,10 +38,20 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
 
     def check(self, config: TrainingConfig) -> None:
-        """Raises a ValueError if the folder holds a run with other settings, which this one cannot continue."""
-        if self.latest_checkpoint() is None or not self.config_file.is_file():
+        """Raises a ValueError if the folder cannot be written or holds a run that this one cannot continue."""
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ValueError(f"{self.path} cannot be written: {existing} is not a folder that may be written to.")
+        checkpoint = self.latest_checkpoint()
+        if checkpoint is None:
+            if self.pipeline.exists():
+                raise ValueError(f"{self.path} holds a finished run without checkpoints. Choose another --output_dir.")
             return
-        changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        changed = []
+        if self.config_file.is_file():
+            changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        if step_of(checkpoint) > config.optimization.num_steps:
+            changed.append(f"num_steps ({step_of(checkpoint)} done, now {config.optimization.num_steps})")
         if changed:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {', '.join(changed)}. Choose another --output_dir, or "
@@ -55,15 +62,15 @@ class RunFolder:
         """Writes the resolved config and, for each part of a resumed run, what makes it."""
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        config.save(self.config_file)
+        replace_text(self.config_file, config.to_yaml())
         record = self.path / "run.json"
         parts = json.loads(record.read_text()) if record.is_file() and self.latest_checkpoint() else []
-        record.write_text(json.dumps([*parts, provenance(accelerator, first_step)], indent=1))
+        replace_text(record, json.dumps([*parts, provenance(accelerator, first_step)], indent=1))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.checkpoints.glob("step-*[0-9]"))
-        return found[-1] if found else None
+        found = [path for path in self.checkpoints.glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+        return max(found, default=None)
 
     def save_checkpoint(self, accelerator: Accelerator, ema: nn.Module, step: int) -> None:
         """Writes everything that a resumed run needs, then gives it its name, then removes the one before.
@@ -76,10 +83,9 @@ class RunFolder:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_model(ema, str(partial / "ema.safetensors"))
-            (partial / "progress.json").write_text(json.dumps({"step": step}))
             os.replace(partial, target)
             for old in self.checkpoints.glob("step-*"):
-                if old != target:
+                if old != target and CHECKPOINT_NAME.fullmatch(old.name.removesuffix(".partial")):
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
@@ -93,7 +99,7 @@ class RunFolder:
             return 0
         accelerator.load_state(str(checkpoint))
         load_model(ema, checkpoint / "ema.safetensors")
-        return json.loads((checkpoint / "progress.json").read_text())["step"]
+        return step_of(checkpoint)
 
     def read_losses(self, until_step: int) -> list[dict[str, float]]:
         """The logged rows up to a step."""
@@ -101,18 +107,28 @@ class RunFolder:
             return []
         with self.loss_file.open() as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [row for row in rows if row["step"] <= until_step]
+        return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= until_step]
 
     def write_losses(self, rows: list[dict[str, float]]) -> None:
         """Replaces the logged rows."""
         if not rows:
             return
-        partial = self.loss_file.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, self.loss_file)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_text(self.loss_file, text.getvalue())
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(CHECKPOINT_NAME.fullmatch(checkpoint.name).group(1))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a whole file or, if it is interrupted, nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def provenance(accelerator: Accelerator, first_step: int) -> dict:
@@ -146,9 +162,11 @@ def _git_commit() -> str | None:
 def changed_settings(saved: dict, config: TrainingConfig) -> list[str]:
     """Differences that make it another run, as texts."""
     changed = []
+    depends_on_length = config.optimization.lr_schedule in ("linear", "cosine")
     for section in ("model", "data", "objective", "optimization"):
         for name, value in vars(getattr(config, section)).items():
             before = saved.get(section, {}).get(name)
-            if (section, name) not in FREE_FIELDS and before != value:
+            is_free = name in FREE_FIELDS and not (name == "num_steps" and depends_on_length)
+            if not is_free and before != value:
                 changed.append(f"{name} (was {before}, now {value})")
     return changed

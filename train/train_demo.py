@@ -20,6 +20,7 @@ from tqdm import tqdm
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, create_transformer
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.pipelines.scheduler_fit import set_timesteps
 from demo_diffusion.train.autoencoder import encode, latent_shape, load_vae
 from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
 from demo_diffusion.train.figures import sample_grid, save_loss_curve
@@ -40,8 +41,11 @@ class Trainer:
         self.folder.check(config)
         self.images = load_images(config.data)
         self.vae = load_vae(config.data.vae, self.images.channels, self.accelerator.device)
-        self._batch_order(first_step=0)  # finds a batch that cannot be divided
+        self.accelerator.print(f"{len(self.images.dataset):,} images of {self.images.num_classes:,} classes")
         self.objective = create_objective(config.objective).to(self.accelerator.device)
+        # Both raise now what would else be found when the data or the first grid is needed.
+        self._batch_order(first_step=0)
+        set_timesteps(self.objective.scheduler(), config.run.num_inference_steps, self.accelerator.device)
 
         transformer = self._create_transformer()
         self.ema = AveragedModel(
@@ -89,11 +93,13 @@ class Trainer:
         num_steps = self.config.optimization.num_steps
         if first_step >= num_steps:
             self.accelerator.print(f"{self.folder.path} has all of its {num_steps} steps; writing its results again.")
+        elif first_step:
+            self.accelerator.print(f"Continuing {self.folder.path} from step {first_step}.")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.start(self.config, self.accelerator, first_step)
         self.accelerator.wait_for_everyone()
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
         self.train(first_step)
         if self.accelerator.is_main_process:
             self.finish()
@@ -109,6 +115,7 @@ class Trainer:
         )  # fmt: skip
         recent, last_log = [], time.perf_counter()
         for step in progress:
+            learning_rate = self.lr_scheduler.get_last_lr()[0]
             recent.append(self.train_step(batch_iterator, step))
             done = step + 1
             if done % run.log_every == 0 or done == num_steps:
@@ -116,7 +123,6 @@ class Trainer:
                 rate = len(recent) * self.config.optimization.batch_size / (time.perf_counter() - last_log)
                 losses.append({"step": done, "loss": loss, "images_per_second": rate})
                 progress.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
-                learning_rate = self.lr_scheduler.get_last_lr()[0]
                 self.accelerator.log({"loss": loss, "images_per_second": rate, "lr": learning_rate}, step=done)
                 recent, last_log = [], time.perf_counter()
             paused = time.perf_counter()
@@ -263,7 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = Trainer(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    trainer.run()
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        kept = trainer.folder.latest_checkpoint() or "no checkpoint yet"
+        sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
 
 
 if __name__ == "__main__":

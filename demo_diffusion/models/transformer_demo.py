@@ -1,5 +1,6 @@
 """D-EMO: DiT with EMOv2's i2RMB block in place of the Transformer block (arXiv 2412.06674, Table XIV)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -113,7 +114,10 @@ class DEMOTransformer2DModel(ModelMixin, ConfigMixin):
             num_layers=num_layers,
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
+            expansion_ratio=expansion_ratio,
             num_classes=num_classes,
+            timestep_scale=timestep_scale,
+            out_channels=1 if out_channels is None else out_channels,
         )
         height, width = _grid_size(sample_size, patch_size)
         dim = num_attention_heads * attention_head_dim
@@ -254,14 +258,17 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
 
 
-def _check_positive(**settings: int) -> None:
+def _check_positive(**settings: float) -> None:
     for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive.")
 
 
 def _grid_size(sample_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"sample_size is {sample_size}; it must be a positive whole number or (height, width).")
+    height, width = sides
     if height % patch_size or width % patch_size:
         raise ValueError(f"sample_size is {sample_size}; it must be a multiple of patch_size, {patch_size}.")
     return height // patch_size, width // patch_size
