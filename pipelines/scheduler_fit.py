@@ -24,15 +24,10 @@ def objective_of(scheduler: SchedulerMixin) -> str:
     name, config = type(scheduler).__name__, scheduler.config
     settings = {key: config.get(key) for key in ("prediction_type", *UNSUITABLE_SETTINGS, "use_flow_sigmas")}
     samples = not any(settings[key] for key in UNSUITABLE_SETTINGS) and not name.endswith("InverseScheduler")
-    has_flow_times = name.startswith("FlowMatch") or settings["use_flow_sigmas"]
-    if samples and has_flow_times and settings["prediction_type"] in (None, "flow_prediction"):
-        return "flow"
-    if (
-        samples
-        and not has_flow_times
-        and settings["prediction_type"] == "epsilon"
-        and hasattr(scheduler, "alphas_cumprod")
-    ):
+    if samples and (name.startswith("FlowMatch") or settings["use_flow_sigmas"]):
+        if settings["prediction_type"] in (None, "flow_prediction"):
+            return "flow"
+    elif samples and settings["prediction_type"] == "epsilon" and hasattr(scheduler, "alphas_cumprod"):
         return "ddpm"
     raise ValueError(
         f"{name} with {', '.join(f'{key}={value}' for key, value in settings.items())} fits no objective of this "

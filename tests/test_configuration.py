@@ -30,6 +30,14 @@ def test_none_undoes_what_a_file_sets(tmp_path):
     assert config.data.vae is config.optimization.max_grad_norm is config.model.num_layers is None
 
 
+def test_none_is_an_attention_mode(tmp_path):
+    assert parse_config(["--attention_mode", "none"]).model.attention_mode == "none"
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {attention_mode: none}")
+    assert parse_config(["--config", str(path)]).model.attention_mode == "none"
+    assert parse_config(["--config", str(path), "--attention_mode="]).model.attention_mode is None
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [

@@ -159,17 +159,18 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
 
 
 def _accept_none(parser: argparse.ArgumentParser) -> None:
-    """Lets `--vae none` undo what a file sets, for each field that may be None."""
+    """Lets `--vae none` or `--vae=` undo what a file sets, for each field that may be None."""
     optional = {f.name for section in SECTIONS.values() for f in dataclasses.fields(section) if f.default is None}
     for action in parser._actions:
         if action.dest in optional:
-            action.type = _none_or(action.type)
+            words = ("",) if action.dest == "attention_mode" else ("", "none")  # there "none" is a mode
+            action.type = _none_or(action.type, words)
 
 
-def _none_or(convert: Callable[[str], object]) -> Callable[[str], object]:
+def _none_or(convert: Callable[[str], object], words: tuple[str, ...]) -> Callable[[str], object]:
     @functools.wraps(convert)
     def converted(text: str) -> object:
-        return None if text.lower() == "none" else convert(text)
+        return None if text.lower() in words else convert(text)
 
     return converted
 
@@ -201,7 +202,7 @@ def yaml_as_arguments(path: Path) -> list[str]:
     for section, values in content.items():
         fields = {f.name for f in dataclasses.fields(SECTIONS[section])}
         _check_mapping(path, f"section {section!r}", values or {}, fields)
-        arguments += [f"--{name}={value}" for name, value in (values or {}).items()]
+        arguments += [f"--{name}={'' if value is None else value}" for name, value in (values or {}).items()]
     return arguments
 
 

@@ -67,22 +67,18 @@ def _load_with_datasets(config: DataConfig) -> LabelledImages:
 
 def _open_table(config: DataConfig) -> datasets.Dataset:
     path = Path(config.dataset)
+    looks_local = path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith(".")
+    if looks_local and not path.exists():
+        raise ValueError(f"There is no dataset at {config.dataset}; give a folder, a .parquet file or a hub id.")
     try:
-        if path.suffix == ".parquet" and path.is_file():
+        if path.is_file():
             return datasets.load_dataset("parquet", data_files=str(path), split=config.split)
-        if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
+        if path.is_dir() and not any(next(path.glob(shards), None) for shards in ("*.parquet", "data/*.parquet")):
             return _open_image_folder(path, config.split)
-        if path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith("."):
-            _check_exists(path)
         return datasets.load_dataset(config.dataset, split=config.split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         here = "" if path.exists() else " (there is no such file or folder here, so the hub was asked)"
         raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read{here}: {error}") from error
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError("there is nothing; give a folder, a .parquet file or a hub id.")
 
 
 def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
