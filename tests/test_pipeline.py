@@ -70,7 +70,7 @@ def test_flow_equals_a_plain_euler_loop():
         velocity, unconditional = (pipeline.transformer(x, t, y).sample for y in (labels, null))
         x = x + (later - now) * (unconditional + 3.0 * (velocity - unconditional))
     output = sample(pipeline, latents=noise, guidance_scale=3.0)
-    torch.testing.assert_close(output, x, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(output, x, atol=1e-5, rtol=1e-5)
 
 
 def test_euler_equals_the_official_solver():
@@ -102,7 +102,7 @@ def test_ddim_equals_its_formula():
         x0 = (x - (1 - signal[now]).sqrt() * predicted) / signal[now].sqrt()
         signal_earlier = signal[earlier] if earlier >= 0 else torch.tensor(1.0)
         x = signal_earlier.sqrt() * x0 + (1 - signal_earlier).sqrt() * predicted
-    torch.testing.assert_close(sample(pipeline, latents=noise, guidance_scale=1), x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sample(pipeline, latents=noise, guidance_scale=1), x, atol=1e-5, rtol=1e-5)
 
 
 def test_ddpm_keeps_the_learned_variance():
@@ -365,7 +365,7 @@ def test_autoencoder_kl_decodes_unscaled_latents():
     pipeline = ddpm_pipeline(vae=tiny_vae())
     latents = sample(pipeline)
     expected = (pipeline.vae.decode(latents / 0.3 + 0.1).sample / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(sample(pipeline, output_type="pt"), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sample(pipeline, output_type="pt"), expected, atol=1e-5, rtol=1e-5)
     assert expected.shape == (2, 3, 16, 16)
 
 
@@ -383,7 +383,7 @@ def test_autoencoder_tiny(tmp_path):
     vae = tiny_taesd()
     pipeline = flow_pipeline(vae=vae)
     expected = (vae.decode(sample(pipeline)).sample / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(sample(pipeline, output_type="pt"), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sample(pipeline, output_type="pt"), expected, atol=1e-5, rtol=1e-5)
     pipeline.save_pretrained(tmp_path)
     assert isinstance(DEMOPipeline.from_pretrained(tmp_path).vae, AutoencoderTiny)
 
