@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ImagePi
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from demo_diffusion.models import DEMOTransformer2DModel
+from demo_diffusion.models import ClassConditionalTransformer
 
 from .labels import LabelNames
 from .scheduler_fit import (
@@ -47,7 +47,7 @@ class DEMOPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: DEMOTransformer2DModel,
+        transformer: ClassConditionalTransformer,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | AutoencoderTiny | None = None,
         id2label: dict | None = None,
@@ -55,13 +55,13 @@ class DEMOPipeline(DiffusionPipeline):
     ):
         super().__init__()
         objective = objective or objective_of(scheduler)
-        check_scheduler_fits(scheduler, objective, alphas_cumprod=None)
+        check_scheduler_fits(scheduler, objective)
         _check_channels(transformer, scheduler, vae)
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.label_names = LabelNames(id2label, transformer.config.num_classes)
         self.register_to_config(id2label=self.label_names.id2label, objective=objective)
         self.image_processor = VaeImageProcessor()
-        self._alphas_cumprod = scheduler.alphas_cumprod.cpu().clone() if objective == "ddpm" else None
+        self._trained_with = scheduler
 
     @property
     def labels(self) -> dict[str, int]:
@@ -187,7 +187,7 @@ class DEMOPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         output_type: str,
     ) -> None:
-        check_scheduler_fits(self.scheduler, self.config.objective, self._alphas_cumprod)
+        check_scheduler_fits(self.scheduler, self.config.objective, self._trained_with)
         _check_channels(self.transformer, self.scheduler, self.vae)
         if not _is_whole(num_inference_steps) or num_inference_steps < 1:
             raise ValueError(
@@ -233,7 +233,7 @@ def _check_guidance(scale: float, interval: tuple[float, float], channels: int |
 
 
 def _check_channels(
-    transformer: DEMOTransformer2DModel, scheduler: SchedulerMixin, vae: torch.nn.Module | None
+    transformer: ClassConditionalTransformer, scheduler: SchedulerMixin, vae: torch.nn.Module | None
 ) -> None:
     in_channels, out_channels = transformer.config.in_channels, transformer.config.out_channels
     if takes_learned_variance(scheduler) and out_channels != 2 * in_channels:

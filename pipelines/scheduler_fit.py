@@ -1,22 +1,27 @@
 """Which diffusers scheduler fits which objective, and how each is to be called."""
 
 import inspect
+import itertools
 
 import numpy as np
 import torch
 from diffusers import DDPMParallelScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
+from demo_diffusion.objectives.ddpm import PREDICTION_TYPES
+
 OBJECTIVES = {
-    "ddpm": "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler or another one with prediction_type='epsilon'",
-    "flow": "FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, or DPMSolverMultistepScheduler with "
-    "prediction_type='flow_prediction', use_flow_sigmas=True",
+    "ddpm": "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler or another one with prediction_type='epsilon' "
+    "(or 'v_prediction')",
+    "flow": "FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, demo_diffusion's FlowMatchSDEScheduler "
+    "and FlowMatchDopri5Scheduler, or DPMSolverMultistepScheduler with prediction_type='flow_prediction', "
+    "use_flow_sigmas=True",
 }
 LEARNED_VARIANCE = ("learned", "learned_range")
 UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
 
 
 def objective_of(scheduler: SchedulerMixin) -> str:
-    """ "ddpm" if the scheduler integrates a noise prediction from noise to data, "flow" if a velocity.
+    """ "ddpm" if the scheduler integrates a prediction of noise (or v) from noise to data, "flow" if a velocity.
 
     Raises:
         ValueError: if it does something else.
@@ -27,19 +32,19 @@ def objective_of(scheduler: SchedulerMixin) -> str:
     if samples and (name.startswith("FlowMatch") or settings["use_flow_sigmas"]):
         if settings["prediction_type"] in (None, "flow_prediction"):
             return "flow"
-    elif samples and settings["prediction_type"] == "epsilon" and hasattr(scheduler, "alphas_cumprod"):
+    elif samples and settings["prediction_type"] in PREDICTION_TYPES and hasattr(scheduler, "alphas_cumprod"):
         return "ddpm"
     raise ValueError(
         f"{name} with {', '.join(f'{key}={value}' for key, value in settings.items())} fits no objective of this "
-        f"package. Noise prediction: {OBJECTIVES['ddpm']}. Velocity prediction: {OBJECTIVES['flow']}."
+        f"package. Noise or v-prediction: {OBJECTIVES['ddpm']}. Velocity prediction: {OBJECTIVES['flow']}."
     )
 
 
-def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, alphas_cumprod: torch.Tensor | None) -> None:
+def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, trained_with: SchedulerMixin | None = None) -> None:
     """Checks that `scheduler` integrates what a network of `objective` predicts.
 
     Args:
-        alphas_cumprod: the signal's share ᾱ_t of the noise levels that the network knows; None: not known.
+        trained_with: a scheduler with the prediction type and the noise levels that the network knows; None: not known.
 
     Raises:
         ValueError: if it does not, or if its noise levels are others.
@@ -52,10 +57,15 @@ def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, alphas_cumpr
             f"{name} does not fit this network, which was trained with the {objective!r} objective. "
             f"Use {OBJECTIVES[objective]}."
         )
-    if objective == "flow" or alphas_cumprod is None:
+    if objective == "flow" or trained_with is None:
         return
-    own = scheduler.alphas_cumprod.cpu()
-    if own.shape != alphas_cumprod.shape or not torch.allclose(own, alphas_cumprod, atol=1e-6):
+    if scheduler.config.prediction_type != trained_with.config.prediction_type:
+        raise ValueError(
+            f"{name} integrates {scheduler.config.prediction_type!r}, but this network was trained for "
+            f"{trained_with.config.prediction_type!r}. Create it with {name}.from_config(pipe.scheduler.config)."
+        )
+    own, known = scheduler.alphas_cumprod.cpu(), trained_with.alphas_cumprod.cpu()
+    if own.shape != known.shape or not torch.allclose(own, known, atol=1e-6):
         raise ValueError(
             f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "
             f"Create it with {name}.from_config(pipe.scheduler.config)."
@@ -88,10 +98,29 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
     """Prepares the scheduler for a run.
 
     diffusers' Euler scheduler for flow matching by itself stops at t = 0.001 and spends a last network evaluation on
-    the rest; here its steps are equal and end at 0.
+    the rest; here its steps are equal and end at 0. DDPM keeps the timesteps that the official code keeps.
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(sigmas=sigmas, device=device)
+    elif isinstance(scheduler, DDPMScheduler) and scheduler.config.timestep_spacing == "linspace":
+        kept = respaced_timesteps(scheduler.config.num_train_timesteps, num_inference_steps)
+        scheduler.set_timesteps(timesteps=kept[::-1], device=device)
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
+
+
+def respaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
+    """The timesteps that Improved DDPM's code (ADM's, DiT's) keeps, ascending.
+
+    It adds up the stride before it rounds; numpy.linspace, as diffusers uses it, differs by one timestep for 278 of the
+    numbers of steps up to 1000.
+
+    Raises:
+        ValueError: if there are more steps than timesteps.
+    """
+    if num_inference_steps > num_train_timesteps:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at most {num_train_timesteps}.")
+    stride = (num_train_timesteps - 1) / max(num_inference_steps - 1, 1)
+    positions = itertools.accumulate([stride] * (num_inference_steps - 1), initial=0.0)
+    return [round(position) for position in positions]

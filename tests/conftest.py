@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion import DEMOTransformer2DModel
+from demo_diffusion import DEMOTransformer2DModel, DiTModel
+from demo_diffusion.models import ClassConditionalTransformer
 
 GOLDENS = Path(__file__).parent / "goldens"
 TINY = {
@@ -22,6 +23,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+    torch.compiler.reset()  # else models of many tests share one cache of compiled code, whose size is limited
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,12 @@ def tiny_transformer(**overrides) -> DEMOTransformer2DModel:
     return randomize(DEMOTransformer2DModel(**{**TINY, **overrides})).eval()
 
 
-def inputs_for(model: DEMOTransformer2DModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def tiny_dit(**overrides) -> DiTModel:
+    config = {name: value for name, value in TINY.items() if name != "window_size"}
+    return randomize(DiTModel(**{**config, **overrides})).eval()
+
+
+def inputs_for(model: ClassConditionalTransformer, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     hidden_states = torch.randn(batch, model.config.in_channels, height, width)

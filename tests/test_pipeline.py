@@ -267,7 +267,7 @@ def test_scheduler_of_another_objective_is_refused():
     with pytest.raises(ValueError, match="FlowMatchEuler.* does not fit.*'ddpm'.*DDPMScheduler"):
         DEMOPipeline(tiny_transformer(), FlowMatchEulerDiscreteScheduler(), objective="ddpm")
     for scheduler in (
-        DDIMScheduler(prediction_type="v_prediction"),
+        DDIMScheduler(prediction_type="sample"),
         DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
         DPMSolverMultistepScheduler(use_flow_sigmas=True),
         FlowMatchEulerDiscreteScheduler(invert_sigmas=True),

@@ -15,6 +15,8 @@ from typing import Literal
 import yaml
 from transformers import HfArgumentParser
 
+from demo_diffusion.pipelines.samplers import SAMPLERS
+
 
 def _field(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -35,7 +37,13 @@ class ModelConfig:
     attention_mode: str | None = _field(None, "none, neighborhood, remote or spanning")
     window_size: int | None = _field(None, "side of the attention windows in tokens")
     kernel_size: int | None = _field(None, "odd side of the depthwise convolution")
+    mlp_ratio: float | None = _field(None, "width of DiT's MLP over the network's width")
+    out_channels: int | None = _field(None, "output channels; None: what the objective needs")
     timestep_scale: float | None = _field(None, "factor on the timestep; 1000 suits the flow objective's t in [0, 1]")
+    reverse_time: bool | None = _field(None, "see 1 - t instead of t, as SiT does (flow)")
+    qk_norm: bool | None = _field(None, "RMSNorm of each head's queries and keys")
+    rotary_positions: bool | None = _field(None, "turn queries and keys by their row and column in the grid")
+    window_position: str | None = _field(None, "position inside the windows: embedding, bias or rotary")
 
     def overrides(self) -> dict:
         """Config fields of the transformer that differ from the preset."""
@@ -68,6 +76,10 @@ class ObjectiveConfig:
 
     objective: Literal["ddpm", "flow"] = _field("ddpm", "noise with learned variance, or velocity")
     timestep_sampling: Literal["uniform", "logit_normal"] = _field("uniform", "distribution of t (flow)")
+    direction_weight: float = _field(0.0, "weight of an added 1 - cos(prediction, velocity) (flow)")
+    prediction_type: Literal["epsilon", "v_prediction"] = _field("epsilon", "noise or v (ddpm)")
+    min_snr_gamma: float | None = _field(None, "min-SNR weighting of the MSE, 5 in its paper; None: none (ddpm)")
+    zero_terminal_snr: bool = _field(False, "the last timestep is pure noise; needs v_prediction (ddpm)")
     label_dropout: float = _field(0.1, "share of labels replaced by the null class")
 
 
@@ -102,6 +114,7 @@ class RunConfig:
     log_every: int = _field(100, "steps between logged losses")
     sample_every: int = _field(10_000, "steps between grids of EMA samples; 0: only at the end")
     checkpoint_every: int = _field(10_000, "steps between checkpoints")
+    sampler: str | None = _field(None, "ddpm or ddim; euler, heun, dopri5 or sde (flow); None: the first of them")
     num_inference_steps: int = _field(50, "sampler steps of the grids")
     guidance_scale: float = _field(4.0, "classifier-free guidance of the grids")
     grid_classes: int = _field(10, "rows of a grid: the first n classes")
@@ -213,6 +226,22 @@ def _check_mapping(path: Path, place: str, content: object, allowed: set[str]) -
         raise ValueError(f"{path}: {place} has no {sorted(map(str, unknown))}; it may have {sorted(allowed)}.")
 
 
+# Options of one objective: the values that leave the other alone.
+OBJECTIVE_OPTIONS = {
+    "flow": {"timestep_sampling": "uniform", "direction_weight": 0},
+    "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "zero_terminal_snr": False},
+}
+
+
+def _check_objective(config: ObjectiveConfig) -> None:
+    for objective, options in OBJECTIVE_OPTIONS.items():
+        for name, off in options.items():
+            if config.objective != objective and getattr(config, name) != off:
+                raise ValueError(f"{name} {getattr(config, name)!r} needs objective {objective!r}.")
+    if config.zero_terminal_snr and config.prediction_type != "v_prediction":
+        raise ValueError("zero_terminal_snr needs prediction_type 'v_prediction'.")
+
+
 POSITIVE = (
     "resolution",
     "num_steps",
@@ -220,13 +249,23 @@ POSITIVE = (
     "gradient_accumulation_steps",
     "learning_rate",
     "max_grad_norm",
+    "min_snr_gamma",
     "log_every",
     "checkpoint_every",
     "num_inference_steps",
     "grid_classes",
     "grid_columns",
 )
-NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "seed", "sample_every", "guidance_scale", "knn_samples")
+NOT_NEGATIVE = (
+    "num_workers",
+    "warmup_steps",
+    "weight_decay",
+    "seed",
+    "sample_every",
+    "guidance_scale",
+    "knn_samples",
+    "direction_weight",
+)
 SHARES = ("label_dropout", "ema_decay")
 
 
@@ -242,8 +281,15 @@ def _check(config: TrainingConfig) -> None:
                 raise ValueError(f"{name} is {values[name]}; it must be {allowed}.")
     if values["warmup_steps"] and values["lr_schedule"] == "constant":
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")
-    if values["timestep_sampling"] != "uniform" and values["objective"] != "flow":
-        raise ValueError(f"timestep_sampling {values['timestep_sampling']!r} needs objective 'flow'.")
+    _check_objective(config.objective)
+    samplers = SAMPLERS[values["objective"]]
+    if values["sampler"] not in (None, *samplers):
+        raise ValueError(
+            f"sampler is {values['sampler']!r}; for objective {values['objective']!r} it must be one of "
+            f"{list(samplers)}."
+        )
+    if values["reverse_time"] and values["objective"] == "ddpm":
+        raise ValueError("reverse_time is for the flow objective's t in [0, 1]; the timesteps of 'ddpm' are 0 … 999.")
     if values["timestep_scale"] not in (None, 1) and values["objective"] == "ddpm":
         raise ValueError(
             f"timestep_scale {values['timestep_scale']:g} is for the flow objective's t in [0, 1]; the timesteps of "

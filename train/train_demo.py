@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from diffusers import SchedulerMixin
 from diffusers.optimization import get_scheduler
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, create_transformer
+from demo_diffusion import DEMOPipeline, create_transformer
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
+from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.pipelines.autoencoder import encode, latent_shape, load_vae
+from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import set_timesteps
-from demo_diffusion.train.autoencoder import encode, latent_shape, load_vae
 from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
 from demo_diffusion.train.figures import sample_grid, save_loss_curve
 from demo_diffusion.train.image_data import BatchOrder, batches, load_images
@@ -45,7 +48,7 @@ class Trainer:
         self.objective = create_objective(config.objective).to(self.accelerator.device)
         # Both raise now what would else be found when the data or the first grid is needed.
         self._batch_order(first_step=0)
-        set_timesteps(self.objective.scheduler(), config.run.num_inference_steps, self.accelerator.device)
+        set_timesteps(self._sampler(), config.run.num_inference_steps, self.accelerator.device)
 
         transformer = self._create_transformer()
         self.ema = AveragedModel(
@@ -74,18 +77,22 @@ class Trainer:
             transformer, optimizer, lr_scheduler
         )
 
-    def _create_transformer(self) -> DEMOTransformer2DModel:
+    def _create_transformer(self) -> ClassConditionalTransformer:
         in_channels, sample_size = self.images.channels, self.config.data.resolution
         if self.vae is not None:
             in_channels, sample_size = latent_shape(self.vae, self.config.data.resolution)
-        return create_transformer(
-            self.config.model.transformer,
-            in_channels=in_channels,
-            out_channels=self.objective.out_channels(in_channels),
-            sample_size=sample_size,
-            num_classes=self.images.num_classes,
-            **self.config.model.overrides(),
-        )
+        needed = {
+            "in_channels": in_channels,
+            "out_channels": self.objective.out_channels(in_channels),
+            "sample_size": sample_size,
+            "num_classes": self.images.num_classes,
+        }
+        transformer = create_transformer(self.config.model.transformer, **{**needed, **self.config.model.overrides()})
+        self.objective.check_channels(transformer.config.out_channels, in_channels)
+        return transformer
+
+    def _sampler(self) -> SchedulerMixin:
+        return create_sampler(self.objective, self.config.run.sampler)
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the last step and writes the results."""
@@ -205,7 +212,7 @@ class Trainer:
 
     def pipeline(self) -> DEMOPipeline:
         """The moving average of the weights as a pipeline."""
-        return DEMOPipeline(self.ema.module, self.objective.scheduler(), self.vae, self.images.id2label)
+        return DEMOPipeline(self.ema.module, self._sampler(), self.vae, self.images.id2label)
 
     def save_grid(self, step: int) -> None:
         if self.accelerator.is_main_process:
@@ -236,7 +243,13 @@ class Trainer:
 
 
 def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
-    return DDPMObjective() if config.objective == "ddpm" else FlowObjective(config.timestep_sampling)
+    if config.objective == "flow":
+        return FlowObjective(config.timestep_sampling, direction_weight=config.direction_weight)
+    return DDPMObjective(
+        prediction_type=config.prediction_type,
+        min_snr_gamma=config.min_snr_gamma,
+        zero_terminal_snr=config.zero_terminal_snr,
+    )
 
 
 def check_packages(config: TrainingConfig) -> None:

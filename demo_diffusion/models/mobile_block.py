@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .depthwise_conv import DepthwiseConvNorm
+from .positions import rotate
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
+from .window_position import WINDOW_POSITIONS
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 
@@ -27,6 +29,8 @@ class MobileMixer(nn.Module):
         window_size: side of the attention windows in tokens; the grid is zero-padded to a multiple of it.
         kernel_size: odd side of the depthwise convolution.
         activation: of v, "gelu" (exact) or "silu".
+        qk_norm: RMSNorm of each head's queries and keys (arXiv 2302.05442, Sec. 2).
+        window_position: position inside the windows, None or one of `WINDOW_POSITIONS`.
 
     Raises:
         ValueError: if a setting is not among those allowed.
@@ -44,6 +48,8 @@ class MobileMixer(nn.Module):
         stride: int = 1,
         activation: str = "gelu",
         eps: float = 1e-6,
+        qk_norm: bool = False,
+        window_position: str | None = None,
     ):
         super().__init__()
         hidden_channels = int(in_channels * expansion_ratio)
@@ -55,25 +61,45 @@ class MobileMixer(nn.Module):
         self.window_size = window_size
         self.stride = stride
         self.activation = ACTIVATIONS[activation]
+        self.window_position = self.query_norm = self.key_norm = None
         if attention_mode != "none":
             self.qk = nn.Linear(in_channels, 2 * in_channels)
+            head_dim = in_channels // num_heads
+            if qk_norm:
+                self.query_norm = nn.RMSNorm(head_dim, eps)
+                self.key_norm = nn.RMSNorm(head_dim, eps)
+            if window_position is not None:
+                self.window_position = _window_position(window_position, num_heads, head_dim, window_size)
         self.v = nn.Linear(in_channels, hidden_channels)
         self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps)
         self.proj = nn.Linear(hidden_channels, out_channels, bias=False)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        z = self.attend(tokens) if self.attention_mode != "none" else self.activation(self.v(tokens))
+    def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
+        """`rotary`: `rotary_table` of the grid padded to whole windows, which turns queries and keys; None: nothing."""
+        z = self.attend(tokens, rotary) if self.attention_mode != "none" else self.activation(self.v(tokens))
         local = F.silu(self.conv_local(z))
         return self.proj(z + local if self.stride == 1 else local)
 
-    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+    def attend(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """(B, H, W, in_channels) -> (B, H, W, expansion_ratio · in_channels)."""
         height, width = tokens.shape[1:3]
         tokens = pad_to_windows(tokens, self.window_size)
         query, key = self.qk(tokens).chunk(2, dim=-1)
+        query = self._norm_and_rotate(query, self.query_norm, rotary)
+        key = self._norm_and_rotate(key, self.key_norm, rotary)
         value = self.activation(self.v(tokens))
-        z = spanning_attention(query, key, value, self.num_heads, self.window_size, self.attention_mode)
+        z = spanning_attention(
+            query, key, value, self.num_heads, self.window_size, self.attention_mode, self.window_position
+        )
         return z[:, :height, :width]
+
+    def _norm_and_rotate(self, x: torch.Tensor, norm: nn.Module | None, rotary: torch.Tensor | None) -> torch.Tensor:
+        if norm is None and rotary is None:
+            return x
+        heads = x.reshape(len(x), -1, self.num_heads, x.shape[-1] // self.num_heads)
+        heads = heads if norm is None else norm(heads)
+        heads = heads if rotary is None else rotate(heads, rotary, sequence_dim=1)
+        return heads.reshape(x.shape)
 
 
 class ChannelsLastBatchNorm(nn.BatchNorm2d):
@@ -121,6 +147,12 @@ class MobileBlock(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         update = self.gamma * self.mixer(self.norm(tokens))
         return tokens + update if self.skip else update
+
+
+def _window_position(name: str, num_heads: int, head_dim: int, window_size: int) -> nn.Module:
+    if name not in WINDOW_POSITIONS:
+        raise ValueError(f"window_position is {name!r}; it must be None or one of {list(WINDOW_POSITIONS)}.")
+    return WINDOW_POSITIONS[name](num_heads, head_dim, window_size)
 
 
 def _check_settings(

@@ -2,9 +2,14 @@
 
 import inspect
 
+from .class_conditional import ClassConditionalTransformer
 from .transformer_demo import DEMO_PRESETS, DEMOTransformer2DModel
+from .transformer_dit import DIT_PRESETS, SIT_PRESETS, DiTModel
 
-PRESETS = {name: (DEMOTransformer2DModel, config) for name, config in DEMO_PRESETS.items()}
+PRESETS = {
+    **{name: (DEMOTransformer2DModel, config) for name, config in DEMO_PRESETS.items()},
+    **{name: (DiTModel, config) for name, config in {**DIT_PRESETS, **SIT_PRESETS}.items()},
+}
 
 
 def list_transformers() -> list[str]:
@@ -12,7 +17,7 @@ def list_transformers() -> list[str]:
     return list(PRESETS)
 
 
-def create_transformer(name: str, **overrides) -> DEMOTransformer2DModel:
+def create_transformer(name: str, **overrides) -> ClassConditionalTransformer:
     """A network with newly initialised weights.
 
     Args:

@@ -3,6 +3,8 @@
 The two kinds of windows share one set of queries, keys and values (EMOv2, arXiv 2412.06674, Sec. 3.3.1, "SEW-MHSA").
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -57,7 +59,13 @@ def pad_to_windows(tokens: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def spanning_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, window_size: int, mode: str
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    num_heads: int,
+    window_size: int,
+    mode: str,
+    window_position: Callable | None = None,
 ) -> torch.Tensor:
     """Sum over the window kinds of `mode` of softmax(q kᵀ / √d) v, in windows.
 
@@ -65,6 +73,7 @@ def spanning_attention(
         query, key: (B, H, W, heads · d)
         value: (B, H, W, heads · e); e may differ from d.
         mode: one of `ATTENTION_MODES` but "none". H and W are multiples of `window_size`.
+        window_position: of `WINDOW_POSITIONS`, gives queries and keys in windows their position; None: there is none.
 
     Returns:
         (B, H, W, heads · e)
@@ -73,6 +82,7 @@ def spanning_attention(
     output = None
     for kind in WINDOW_KINDS[mode]:
         q, k, v = (partition_windows(x, window_size, kind, num_heads) for x in (query, key, value))
-        attended = merge_windows(F.scaled_dot_product_attention(q, k, v), height, width, kind)
+        q, k, bias = (q, k, None) if window_position is None else window_position(q, k)
+        attended = merge_windows(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), height, width, kind)
         output = attended if output is None else output + attended
     return output

@@ -4,29 +4,60 @@ import math
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from torch import nn
 
 from .common import expand_to, mean_over_sample
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 class DDPMObjective(nn.Module):
     """MSE on the noise plus the variational bound on the variance (Improved DDPM, arXiv 2102.09672, Sec. 3.1).
 
-    The network gives 2·C channels for C: the noise, then the variance's place v in [−1, 1] between its two bounds. The
-    bound's gradient reaches the variance alone. x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · noise with linear betas.
+    The network gives 2·C channels for C: the noise, then the variance's place in [−1, 1] between its two bounds. The
+    bound's gradient reaches the variance alone. x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · noise with linear betas. The defaults
+    are DiT's; the last three arguments are improvements that later papers found.
 
     Args:
         num_train_timesteps: number of steps; a timestep is an integer in [0, num_train_timesteps).
         beta_start, beta_end: first and last beta (DDPM, arXiv 2006.11239).
+        prediction_type: "epsilon" (the noise) or "v_prediction", √ᾱ · noise − √(1 − ᾱ) · x0 (arXiv 2202.00512, App. D).
+        min_snr_gamma: weigh the MSE by min(SNR, gamma) / SNR, for v by min(SNR, gamma) / (SNR + 1)
+            (arXiv 2303.09556, Sec. 3.4; gamma 5 there); None: do not.
+        zero_terminal_snr: rescale the betas so that the last timestep is pure noise (arXiv 2305.08891, Alg. 1).
+
+    Raises:
+        ValueError: if a setting is not allowed, or zero_terminal_snr is used without v-prediction (the noise of pure
+            noise says nothing about x0).
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        prediction_type: str = "epsilon",
+        min_snr_gamma: float | None = None,
+        zero_terminal_snr: bool = False,
+    ):
         super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {prediction_type!r}; it must be one of {list(PREDICTION_TYPES)}.")
+        if zero_terminal_snr and prediction_type != "v_prediction":
+            raise ValueError("zero_terminal_snr needs prediction_type='v_prediction'.")
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive or None.")
         self.num_train_timesteps = num_train_timesteps
         self.beta_start = beta_start
         self.beta_end = beta_end
+        self.prediction_type = prediction_type
+        self.min_snr_gamma = min_snr_gamma
+        self.zero_terminal_snr = zero_terminal_snr
 
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+        if zero_terminal_snr:
+            betas = rescale_zero_terminal_snr(betas)
         signal = torch.cumprod(1 - betas, dim=0)  # ᾱ_t
         previous_signal = torch.cat([signal.new_ones(1), signal[:-1]])
         posterior_variance = betas * (1 - previous_signal) / (1 - signal)
@@ -39,6 +70,7 @@ class DDPMObjective(nn.Module):
             "posterior_xt_scale": (1 - previous_signal) * (1 - betas).sqrt() / (1 - signal),
             "min_log_variance": posterior_variance.log(),
             "max_log_variance": betas.log(),
+            "mse_weight": self._mse_weight(signal / (1 - signal)),
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
@@ -46,6 +78,14 @@ class DDPMObjective(nn.Module):
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""
         return 2 * in_channels
+
+    def check_channels(self, out_channels: int, in_channels: int) -> None:
+        """Raises a ValueError if a network with these channels does not fit."""
+        if out_channels != 2 * in_channels:
+            raise ValueError(
+                f"The network gives {out_channels} channels for {in_channels}; noise and learned variance need "
+                f"{2 * in_channels}. Create it with out_channels={2 * in_channels}."
+            )
 
     def scheduler(self) -> DDPMScheduler:
         """The official sampler of DiT, for any number of steps."""
@@ -57,7 +97,14 @@ class DDPMObjective(nn.Module):
             variance_type="learned_range",
             timestep_spacing="linspace",
             clip_sample=False,
+            prediction_type=self.prediction_type,
+            rescale_betas_zero_snr=self.zero_terminal_snr,
         )
+
+    def _mse_weight(self, snr: torch.Tensor) -> torch.Tensor:
+        if self.min_snr_gamma is None:
+            return torch.ones_like(snr)
+        return snr.clamp(max=self.min_snr_gamma) / (snr if self.prediction_type == "epsilon" else snr + 1)
 
     def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Uniform integer timesteps (B,), on the generator's device (the CPU without one)."""
@@ -79,24 +126,26 @@ class DDPMObjective(nn.Module):
             timesteps: (B,) integers.
 
         Returns:
-            "mse", "vb" (in bits per dimension) and their sum "loss", each (B,).
+            "mse", "vb" (in bits per dimension) and "loss", the sum of the weighted "mse" and "vb"; each (B,).
 
         Raises:
             ValueError: if the output has not twice the channels of `x0`.
         """
-        if model_output.shape[1] != 2 * x0.shape[1]:
-            raise ValueError(
-                f"The network gave {model_output.shape[1]} channels for {x0.shape[1]}; noise and learned variance need "
-                f"{2 * x0.shape[1]}. Create it with out_channels={2 * x0.shape[1]}."
-            )
-        predicted_noise, variance_place = model_output.float().chunk(2, dim=1)
-        mse = mean_over_sample((predicted_noise - noise) ** 2)
-        vb = self._variational_bound(predicted_noise.detach(), variance_place, x0, noise, timesteps)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+        self.check_channels(model_output.shape[1], x0.shape[1])
+        prediction, variance_place = model_output.float().chunk(2, dim=1)
+        mse = mean_over_sample((prediction - self._target(x0, noise, timesteps)) ** 2)
+        vb = self._variational_bound(prediction.detach(), variance_place, x0, noise, timesteps)
+        weight = self.mse_weight.to(timesteps.device)[timesteps]
+        return {"loss": weight * mse + vb, "mse": mse, "vb": vb}
+
+    def _target(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        return self._at(self.signal_scale, timesteps, x0) * noise - self._at(self.noise_scale, timesteps, x0) * x0
 
     def _variational_bound(
         self,
-        predicted_noise: torch.Tensor,
+        prediction: torch.Tensor,
         variance_place: torch.Tensor,
         x0: torch.Tensor,
         noise: torch.Tensor,
@@ -106,15 +155,19 @@ class DDPMObjective(nn.Module):
         min_log = self._at(self.min_log_variance, timesteps, x0)
         max_log = self._at(self.max_log_variance, timesteps, x0)
         log_variance = min_log + (variance_place + 1) / 2 * (max_log - min_log)
-        mean = self._posterior_mean(self._predict_x0(x_t, predicted_noise, timesteps), x_t, timesteps)
+        mean = self._posterior_mean(self._predict_x0(x_t, prediction, timesteps), x_t, timesteps)
 
         kl = normal_kl(self._posterior_mean(x0, x_t, timesteps), min_log, mean, log_variance)
         decoder_nll = -discretized_gaussian_log_likelihood(x0, mean, log_variance / 2)
         nats = torch.where(timesteps == 0, mean_over_sample(decoder_nll), mean_over_sample(kl))
         return nats / math.log(2)
 
-    def _predict_x0(self, x_t: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return (x_t - self._at(self.noise_scale, timesteps, x_t) * noise) / self._at(self.signal_scale, timesteps, x_t)
+    def _predict_x0(self, x_t: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        signal_scale = self._at(self.signal_scale, timesteps, x_t)
+        noise_scale = self._at(self.noise_scale, timesteps, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - noise_scale * prediction) / signal_scale
+        return signal_scale * x_t - noise_scale * prediction
 
     def _posterior_mean(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Mean of q(x_{t−1} | x_t, x0) (DDPM, eq. 7)."""

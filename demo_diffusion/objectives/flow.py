@@ -1,6 +1,9 @@
 """Velocity prediction on the linear path: flow matching as in SiT and Stable Diffusion 3."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
@@ -18,12 +21,20 @@ class FlowObjective(nn.Module):
     Args:
         timestep_sampling: "uniform", or "logit_normal": t = sigmoid(z), z normal (arXiv 2403.03206, Sec. 3.1).
         logit_mean, logit_std: of z.
+        direction_weight: weight of an added 1 − cos(prediction, velocity), the angle taken over the channels of each
+            position (FasterDiT, arXiv 2410.10356, Sec. 3.3); 0: plain flow matching.
 
     Raises:
         ValueError: if a setting is not allowed.
     """
 
-    def __init__(self, timestep_sampling: str = "uniform", logit_mean: float = 0.0, logit_std: float = 1.0):
+    def __init__(
+        self,
+        timestep_sampling: str = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        direction_weight: float = 0.0,
+    ):
         super().__init__()
         if timestep_sampling not in TIMESTEP_SAMPLING:
             raise ValueError(
@@ -31,13 +42,24 @@ class FlowObjective(nn.Module):
             )
         if logit_std <= 0:
             raise ValueError(f"logit_std is {logit_std}; it must be positive.")
+        if not 0 <= direction_weight < math.inf:
+            raise ValueError(f"direction_weight is {direction_weight}; it must be finite and at least 0.")
         self.timestep_sampling = timestep_sampling
         self.logit_mean = logit_mean
         self.logit_std = logit_std
+        self.direction_weight = direction_weight
 
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""
         return in_channels
+
+    def check_channels(self, out_channels: int, in_channels: int) -> None:
+        """Raises a ValueError if a network with these channels does not fit."""
+        if out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(
+                f"The network gives {out_channels} channels for {in_channels}; the velocity needs {in_channels}. "
+                f"Create it with out_channels={in_channels}."
+            )
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """The default sampler; `DEMOPipeline` gives it steps of equal length."""
@@ -73,9 +95,9 @@ class FlowObjective(nn.Module):
             ValueError: if the output has neither C nor 2·C channels.
         """
         channels = x0.shape[1]
-        if model_output.shape[1] not in (channels, 2 * channels):
-            raise ValueError(
-                f"The network gave {model_output.shape[1]} channels for {channels}; the velocity needs {channels}. "
-                f"Create it with out_channels={channels}."
-            )
-        return {"loss": mean_over_sample((model_output[:, :channels].float() - (noise - x0)) ** 2)}
+        self.check_channels(model_output.shape[1], channels)
+        prediction, velocity = model_output[:, :channels].float(), noise - x0
+        loss = mean_over_sample((prediction - velocity) ** 2)
+        if self.direction_weight:
+            loss = loss + self.direction_weight * mean_over_sample(1 - F.cosine_similarity(prediction, velocity, dim=1))
+        return {"loss": loss}

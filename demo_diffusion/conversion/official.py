@@ -1,0 +1,179 @@
+"""The official checkpoints' format of DiT and SiT: a state dict of the authors' networks, in and out."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from demo_diffusion.models import ClassConditionalTransformer, DiTModel
+from demo_diffusion.models.transformer_dit import DIT_PRESETS
+
+OFFICIAL_HEADS = {
+    preset["num_attention_heads"] * preset["attention_head_dim"]: preset["num_attention_heads"]
+    for preset in DIT_PRESETS.values()
+}
+# Official module -> ours; every one has a weight and a bias.
+OUTER_MODULES = {
+    "x_embedder.proj": "patch_embed",
+    "t_embedder.mlp.0": "timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "timestep_embedder.linear_2",
+    "final_layer.adaLN_modulation.1": "output.modulation",
+    "final_layer.linear": "output.proj",
+}
+BLOCK_MODULES = {
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.proj",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+    "adaLN_modulation.1": "modulation",
+}
+VELOCITY_PARAMETERS = ("output.proj.weight", "output.proj.bias")
+MAX_LISTED = 20
+
+
+def convert_dit(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> DiTModel:
+    """A DiT from the official format, in eval mode; it predicts noise (and variance) at timesteps 0 … 999.
+
+    Args:
+        state_dict: of facebookresearch/DiT's network.
+        num_attention_heads: not in the weights; None: those of the official size of this width.
+
+    Raises:
+        ValueError: if keys are unknown, missing or misshapen (all are listed), or the heads cannot be told.
+    """
+    return _convert(state_dict, num_attention_heads, reverse_time=False)
+
+
+def convert_sit(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> DiTModel:
+    """A SiT from the official format, in eval mode; it predicts noise − data at this package's t (0 data, 1 noise).
+
+    SiT itself predicts data − noise at 1 − t. The sign is taken into the last layer, the time is `reverse_time`.
+
+    Args:
+        state_dict: of willisma/SiT's network, trained to predict the velocity on the linear path.
+        num_attention_heads: not in the weights; None: those of the official size of this width.
+
+    Raises:
+        ValueError: if keys are unknown, missing or misshapen (all are listed), or the heads cannot be told.
+    """
+    return _convert(state_dict, num_attention_heads, reverse_time=True)
+
+
+def to_official(transformer: ClassConditionalTransformer) -> dict[str, torch.Tensor]:
+    """The inverse of `convert_dit` and, for a network with `reverse_time`, of `convert_sit`: bit by bit the same.
+
+    Raises:
+        ValueError: if the official code has no such network.
+    """
+    if not isinstance(transformer, DiTModel):
+        raise ValueError(f"A {type(transformer).__name__} has no official format; only DiT and SiT (DiTModel) have.")
+    config = transformer.config
+    expected = {"timestep_scale": 1, "timestep_frequency_shift": 0, "qk_norm": False, "rotary_positions": False}
+    differing = [f"{name}={config[name]}" for name, value in expected.items() if config[name] != value]
+    if not isinstance(config.sample_size, int) and len(set(config.sample_size)) > 1:
+        differing.append(f"sample_size={config.sample_size}")
+    if differing:
+        raise ValueError(f"The official code has no network with {', '.join(differing)}.")
+    ours = transformer.state_dict()
+    if config.reverse_time:
+        ours = _negate_velocity(ours)
+    return {official: ours[name].clone() for official, name in _key_map(config.num_layers).items()}
+
+
+def _convert(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None, reverse_time: bool) -> DiTModel:
+    key_map = _key_map(_count_blocks(state_dict))
+    _check_keys(state_dict, key_map)
+    with torch.device("meta"):
+        model = DiTModel(**_infer_config(state_dict, num_attention_heads), reverse_time=reverse_time)
+    _check_shapes(state_dict, key_map, model)
+    ours = {name: state_dict[official] for official, name in key_map.items()}
+    model.to_empty(device="cpu").load_state_dict(_negate_velocity(ours) if reverse_time else ours)
+    return model.eval()
+
+
+def _negate_velocity(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: -value if name in VELOCITY_PARAMETERS else value for name, value in state.items()}
+
+
+def _key_map(num_layers: int) -> dict[str, str]:
+    """Official key -> ours, of the whole network."""
+    modules = dict(OUTER_MODULES)
+    for i in range(num_layers):
+        modules |= {f"blocks.{i}.{old}": f"transformer_blocks.{i}.{new}" for old, new in BLOCK_MODULES.items()}
+    parameters = {f"{old}.{kind}": f"{new}.{kind}" for old, new in modules.items() for kind in ("weight", "bias")}
+    return {
+        "pos_embed": "pos_embed",
+        "y_embedder.embedding_table.weight": "label_embedder.weight",
+        **parameters,
+    }
+
+
+def _count_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
+    numbers = [key.split(".")[1] for key in state_dict if key.startswith("blocks.")]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _check_keys(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str]) -> None:
+    problems = {
+        "missing": [key for key in key_map if key not in state_dict],
+        "unknown": [key for key in state_dict if key not in key_map],
+        "not a tensor": [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)],
+    }
+    _raise_listed({kind: keys for kind, keys in problems.items() if keys})
+
+
+def _check_shapes(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str], model: DiTModel) -> None:
+    expected = {official: model.get_parameter(name).shape for official, name in key_map.items()}
+    misshapen = [
+        f"{key} {tuple(state_dict[key].shape)}, expected {tuple(shape)}"
+        for key, shape in expected.items()
+        if state_dict[key].shape != shape
+    ]
+    _raise_listed({"misshapen": misshapen} if misshapen else {})
+
+
+def _raise_listed(problems: dict[str, list[str]]) -> None:
+    if not problems:
+        return
+    lists = []
+    for kind, entries in problems.items():
+        more = f" and {len(entries) - MAX_LISTED} more" if len(entries) > MAX_LISTED else ""
+        lists.append(f"{kind}: {', '.join(map(str, entries[:MAX_LISTED]))}{more}")
+    raise ValueError(f"This is not a checkpoint of the official DiT or SiT. {'; '.join(lists)}.")
+
+
+def _infer_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None) -> dict:
+    """The network's config from the weights' shapes."""
+    patches, labels = state_dict["x_embedder.proj.weight"], state_dict["y_embedder.embedding_table.weight"]
+    positions, hidden = state_dict["pos_embed"], state_dict["blocks.0.mlp.fc1.weight"]
+    dimensions = [positions.ndim == 3, patches.ndim == 4, labels.ndim == 2, hidden.ndim == 2]
+    if not all(dimensions):
+        raise ValueError(
+            f"This is not a checkpoint of the official DiT or SiT: misshapen pos_embed {tuple(positions.shape)}, "
+            f"x_embedder.proj.weight {tuple(patches.shape)}, y_embedder.embedding_table.weight {tuple(labels.shape)} "
+            f"or blocks.0.mlp.fc1.weight {tuple(hidden.shape)}."
+        )
+    width, in_channels, patch_size, _ = patches.shape
+    grid = math.isqrt(positions.shape[1])
+    return {
+        "sample_size": grid * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "out_channels": len(state_dict["final_layer.linear.bias"]) // patch_size**2,
+        "num_layers": _count_blocks(state_dict),
+        **_heads(width, num_attention_heads),
+        "mlp_ratio": len(hidden) / width,
+        "num_classes": len(labels) - 1,
+    }
+
+
+def _heads(width: int, num_attention_heads: int | None) -> dict[str, int]:
+    heads = OFFICIAL_HEADS.get(width) if num_attention_heads is None else num_attention_heads
+    if heads is None:
+        raise ValueError(
+            f"The number of attention heads cannot be told from the width {width} (official: {OFFICIAL_HEADS}); give "
+            "num_attention_heads."
+        )
+    if heads < 1 or width % heads:
+        raise ValueError(f"num_attention_heads is {heads}; it must divide the width {width}.")
+    return {"num_attention_heads": heads, "attention_head_dim": width // heads}

@@ -1,0 +1,4 @@
+from .flow_match_dopri5 import FlowMatchDopri5Scheduler
+from .flow_match_sde import FlowMatchSDEScheduler
+
+__all__ = ["FlowMatchDopri5Scheduler", "FlowMatchSDEScheduler"]
