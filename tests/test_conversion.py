@@ -292,8 +292,8 @@ class Malicious:
         ),
         (
             lambda p: save_checkpoint(p, golden()[0], model="SiT-S/2"),
-            ["--num-attention-heads", "3", "--vae", "nowhere/vae"],
-            "nowhere/vae cannot be read.*--vae none",
+            ["--num-attention-heads", "3", "--vae", "./nowhere/vae"],
+            r"(?s)nowhere/vae cannot be read.*--vae none",
         ),
     ],
 )

@@ -42,9 +42,12 @@ def pipeline_from_official(path: Path, family: str | None, num_attention_heads: 
     """
     checkpoint = read_checkpoint(path)
     family = family or _family(checkpoint, path)
+    options = checkpoint.training_options
+    if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
+        raise ValueError(f"{path} was trained with {', '.join(differing)}; only {SIT_SETTING} is supported.")
     network = CONVERTERS[family](checkpoint.state_dict, num_attention_heads)
     if vae == "official":
-        vae = OFFICIAL_VAE.format(kind=checkpoint.training_options.get("vae", "ema"))
+        vae = OFFICIAL_VAE.format(kind=options.get("vae", "ema"))
     return DEMOPipeline(
         network,
         FlowObjective().scheduler() if family == "sit" else _dit_scheduler(network),
@@ -101,10 +104,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _family(checkpoint: OfficialCheckpoint, path: Path) -> str:
-    options = checkpoint.training_options
-    if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
-        raise ValueError(f"{path} was trained with {', '.join(differing)}; only {SIT_SETTING} is supported.")
-    name = str(options.get("model", path.name)).lower()
+    name = str(checkpoint.training_options.get("model", path.name)).lower()
     found = [family for family in CONVERTERS if family in name]
     if len(found) != 1:
         raise ValueError(f"The weights of DiT and SiT look alike and {name!r} does not tell; give --family dit or sit.")
