@@ -1,8 +1,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from demo_diffusion.models import DEMOTransformer2DModel
+from demo_diffusion.models.transformer_dit import DiTModel
+from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.train.configuration import parse_config
+from demo_diffusion.train.train_demo import create_network, create_objective
+
+from .test_transformer import SIZES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -56,6 +63,13 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--sample_every", "-1"], "sample_every is -1; it must be at least 0"),
         ("", ["--seed", "-1"], "seed is -1"),
         ("", ["--objective", "ddpm", "--timestep_sampling", "logit_normal"], "needs objective 'flow'"),
+        ("", ["--objective", "ddpm", "--direction_weight", "1"], "direction_weight 1.0 needs objective 'flow'"),
+        ("", ["--objective", "flow", "--min_snr_gamma", "5"], "min_snr_gamma 5.0 needs objective 'ddpm'"),
+        ("", ["--min_snr_gamma", "0"], "min_snr_gamma is 0.0; it must be positive"),
+        ("", ["--zero_terminal_snr"], "zero_terminal_snr needs prediction_type 'v_prediction'"),
+        ("", ["--reverse_time", "true"], "reverse_time is for the flow objective"),
+        ("", ["--transformer", "SiT-S/2"], "SiT-S/2 sees the flow objective's time"),
+        ("", ["--sampler", "sde"], "sampler is 'sde'; for objective 'ddpm' it must be one of ['ddpm', 'ddim']"),
         ("", ["--label_dropout", "0"], "null class is not trained"),
         ("model: [", [], "is not valid YAML"),
         ("run: {seed: 1}\nrun: {seed: 2}", [], "['run'] stand twice"),
@@ -78,3 +92,50 @@ def test_missing_file_is_named(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--config", "nowhere.yaml"])
     assert "There is no config file nowhere.yaml" in capsys.readouterr().err
+
+
+IMAGENET = Path(__file__).parents[1] / "configs/imagenet256"
+FAMILIES = {  # network, objective, sampler
+    "demo": (DEMOTransformer2DModel, DDPMObjective, "ddpm"),
+    "dit": (DiTModel, DDPMObjective, "ddpm"),
+    "sit": (DiTModel, FlowObjective, "sde"),
+}
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l", "xl"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_imagenet_presets_are_the_papers_settings(family, size):
+    config = parse_config(["--config", str(IMAGENET / f"{family}_{size}_2.yaml")])
+    model_class, objective_class, sampler = FAMILIES[family]
+    objective = create_objective(config.objective)
+    with torch.device("meta"):
+        network = create_network(config.model, objective, in_channels=4, sample_size=32, num_classes=1000)
+    assert type(network) is model_class and type(objective) is objective_class
+    assert sum(p.numel() for p in network.parameters()) == SIZES[config.model.transformer][0]
+    assert config.model.transformer.lower() == f"{family}-{size}/2"
+    assert set(config.model.overrides()) == ({"out_channels"} if family == "sit" else set())
+    assert (network.config.reverse_time, network.config.timestep_scale) == (family == "sit", 1)
+    # SPEC of the paper's table XIV, which DiT and SiT share.
+    o, d = config.optimization, config.data
+    assert (o.num_steps, o.batch_size, o.learning_rate, o.lr_schedule) == (400_000, 256, 1e-4, "constant")
+    assert (o.weight_decay, o.max_grad_norm, o.ema_decay, o.warmup_steps) == (0, None, 0.9999, 0)
+    assert (d.resolution, d.random_flip, d.vae) == (256, True, "stabilityai/sd-vae-ft-ema")
+    assert (config.run.sampler, config.run.num_inference_steps) == (sampler, 250)
+    off = parse_config(["--objective", config.objective.objective]).objective
+    assert config.objective == off and off.label_dropout == 0.1
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l", "xl"])
+def test_todays_setting_differs_from_the_paper_s_in_what_it_says(size):
+    config = parse_config(["--config", str(IMAGENET / f"demo_{size}_2_flow.yaml")])
+    objective = create_objective(config.objective)
+    with torch.device("meta"):
+        network = create_network(config.model, objective, in_channels=4, sample_size=32, num_classes=1000)
+    assert network.config.qk_norm and network.config.window_position == "bias" and network.config.out_channels == 4
+    assert (objective.timestep_sampling, objective.direction_weight) == ("logit_normal", 1)
+
+
+def test_channels_that_do_not_fit_the_objective_are_refused():
+    config = parse_config(["--out_channels", "4"])
+    with pytest.raises(ValueError, match="gives 4 channels for 4; noise and learned variance need 8"):
+        create_network(config.model, create_objective(config.objective), 4, 8, 10)

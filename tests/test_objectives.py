@@ -1,6 +1,8 @@
+import math
+
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 
@@ -98,6 +100,64 @@ def test_logit_normal_times():
     assert z.std().item() == pytest.approx(0.7, abs=0.01)
 
 
+def test_min_snr_weighs_the_mse_alone(ddpm):
+    arguments = ddpm["model_output"], ddpm["x0"], ddpm["noise"], ddpm["timesteps"]
+    plain, weighted = DDPMObjective().losses(*arguments), DDPMObjective(min_snr_gamma=5).losses(*arguments)
+    signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[ddpm["timesteps"]]
+    snr = signal / (1 - signal)
+    weight = torch.minimum(snr, torch.tensor(5.0)) / snr
+    assert weight.min() < 0.01 and weight.max() == 1  # both sides of gamma are among the samples
+    torch.testing.assert_close(weighted["loss"], (weight * plain["mse"] + plain["vb"]).float(), atol=1e-6, rtol=1e-5)
+    assert torch.equal(weighted["mse"], plain["mse"]) and torch.equal(weighted["vb"], plain["vb"])
+
+
+def test_v_prediction_is_the_same_bound_in_other_words(ddpm):
+    """v = √ᾱ noise − √(1 − ᾱ) x0: the v of a network that predicts noise has the same bound."""
+    x0, noise, timesteps = ddpm["x0"], ddpm["noise"], ddpm["timesteps"]
+    signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[timesteps].view(-1, 1, 1, 1)
+    predicted_noise, variance = ddpm["model_output"].double().chunk(2, dim=1)
+    predicted_x0 = (ddpm["x_t"] - (1 - signal).sqrt() * predicted_noise) / signal.sqrt()
+    v = signal.sqrt() * predicted_noise - (1 - signal).sqrt() * predicted_x0
+    losses = DDPMObjective(prediction_type="v_prediction").losses(torch.cat([v, variance], 1), x0, noise, timesteps)
+    torch.testing.assert_close(losses["vb"], ddpm["vb"], atol=0, rtol=1e-3)
+    target = signal.sqrt() * noise - (1 - signal).sqrt() * x0
+    torch.testing.assert_close(losses["mse"], (v - target).square().mean((1, 2, 3)).float(), atol=1e-5, rtol=1e-5)
+    weighted = DDPMObjective(prediction_type="v_prediction", min_snr_gamma=5)
+    snr = (signal / (1 - signal)).flatten()
+    torch.testing.assert_close(
+        weighted.mse_weight[timesteps], (torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)).float()
+    )
+
+
+def test_zero_terminal_snr():
+    objective = DDPMObjective(prediction_type="v_prediction", zero_terminal_snr=True)
+    x0, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    last, first = torch.tensor([999, 999]), torch.tensor([0, 0])
+    assert torch.equal(objective.add_noise(x0, noise, last), noise)
+    torch.testing.assert_close(objective.add_noise(x0, noise, first), DDPMObjective().add_noise(x0, noise, first))
+    losses = objective.losses(torch.randn(2, 8, 8, 8), x0, noise, last)
+    assert all(loss.isfinite().all() for loss in losses.values())
+    scheduler = objective.scheduler()
+    torch.testing.assert_close(scheduler.alphas_cumprod, objective.signal_scale**2, atol=1e-6, rtol=0)
+    for scheduler_class in (DDPMScheduler, DDIMScheduler):
+        scheduler = scheduler_class.from_config(objective.scheduler().config)
+        scheduler.set_timesteps(1000)
+        output = torch.cat([-x0, torch.zeros_like(x0)], 1)  # v = −x0 where x_t is noise alone
+        output = output if scheduler_class is DDPMScheduler else -x0
+        predicted = scheduler.step(output, 999, noise).pred_original_sample
+        torch.testing.assert_close(predicted, x0, atol=1e-5, rtol=0)
+
+
+def test_direction_loss_is_one_minus_the_cosine(flow):
+    t, data, noise = 1 - flow["t"], flow["data"], flow["noise"]
+    prediction, velocity = -flow["model_velocity"], noise - data
+    plain = FlowObjective().losses(prediction, data, noise, t)["loss"]
+    directed = FlowObjective(direction_weight=0.3).losses(prediction, data, noise, t)["loss"]
+    products = (prediction * velocity).sum(1) / (prediction.norm(dim=1) * velocity.norm(dim=1))
+    torch.testing.assert_close(directed, plain + 0.3 * (1 - products).mean((1, 2)), atol=1e-5, rtol=0)
+    assert (directed - plain).min() > 1e-3
+
+
 def test_bfloat16_output_is_scored_in_float32(ddpm):
     output = ddpm["model_output"].bfloat16()
     losses = DDPMObjective().losses(output, ddpm["x0"], ddpm["noise"], ddpm["timesteps"])
@@ -114,3 +174,11 @@ def test_wrong_settings_are_named(ddpm):
         FlowObjective("cosine")
     with pytest.raises(ValueError, match="logit_std is 0"):
         FlowObjective("logit_normal", logit_std=0)
+    with pytest.raises(ValueError, match="direction_weight is -1"):
+        FlowObjective(direction_weight=-1)
+    with pytest.raises(ValueError, match="'sample'; it must be one of"):
+        DDPMObjective(prediction_type="sample")
+    with pytest.raises(ValueError, match="zero_terminal_snr needs prediction_type='v_prediction'"):
+        DDPMObjective(zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="min_snr_gamma is nan"):
+        DDPMObjective(min_snr_gamma=math.nan)

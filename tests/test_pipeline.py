@@ -19,10 +19,10 @@ from diffusers import (
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from demo_diffusion import DEMOPipeline
+from demo_diffusion import DEMOPipeline, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 
-from .conftest import load_golden, tiny_transformer
+from .conftest import load_golden, tiny_dit, tiny_transformer
 
 NAMES = dict(enumerate(["tench", "goldfish", "crane", "otter", "crane", "owl", "newt", "frog", "toad", "skunk"]))
 NAMES[0] = "tench, Tinca tinca"
@@ -280,6 +280,34 @@ def test_scheduler_of_another_objective_is_refused():
         DEMOPipeline(tiny_transformer(), DDIMScheduler(), objective="edm")
 
 
+def test_another_prediction_type_is_refused():
+    pipeline = ddpm_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="integrates 'v_prediction', but .* trained for 'epsilon'"):
+        sample(pipeline)
+
+
+@torch.no_grad()
+def test_v_prediction_samples_as_the_noise_that_it_stands_for():
+    pipeline = ddpm_pipeline()
+    noise = torch.randn(2, 4, 8, 8)
+    expected = sample(pipeline, latents=noise, num_inference_steps=10)
+    objective = DDPMObjective(prediction_type="v_prediction")
+    converted = quiet(DEMOPipeline(pipeline.transformer, objective.scheduler()))
+    forward = pipeline.transformer.forward
+
+    def predict_v(x, timestep, class_labels):
+        predicted, variance = forward(x, timestep, class_labels).sample.chunk(2, dim=1)
+        signal, sigma = (table[timestep.long()].view(-1, 1, 1, 1) for table in
+                         (objective.signal_scale, objective.noise_scale))  # fmt: skip
+        v = signal * predicted - sigma * (x - sigma * predicted) / signal
+        return Transformer2DModelOutput(sample=torch.cat([v, variance], dim=1))
+
+    converted.transformer.forward = predict_v
+    output = sample(converted, latents=noise, num_inference_steps=10)
+    assert (output - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_other_noise_levels_are_refused():
     pipeline = ddpm_pipeline()
     pipeline.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -388,8 +416,24 @@ def test_autoencoder_tiny(tmp_path):
     assert isinstance(DEMOPipeline.from_pretrained(tmp_path).vae, AutoencoderTiny)
 
 
+def sit_pipeline(**components) -> DEMOPipeline:
+    return quiet(DEMOPipeline(tiny_dit(reverse_time=True), FlowMatchSDEScheduler(), **components))
+
+
+def test_the_adaptive_solver_decides_how_often_the_network_is_called():
+    pipeline = flow_pipeline()
+    with torch.no_grad():
+        pipeline.transformer.output.proj.weight.mul_(0.1)
+    noise = torch.randn(2, 4, 8, 8)
+    euler = sample(pipeline, latents=noise, num_inference_steps=400)
+    pipeline.scheduler = FlowMatchDopri5Scheduler(rtol=1e-4)
+    adaptive = sample(pipeline, latents=noise, num_inference_steps=5)
+    assert (adaptive - euler).norm() < 0.01 * euler.norm()
+    assert pipeline.scheduler.num_evaluations > 7
+
+
 @pytest.mark.parametrize("loader", [DEMOPipeline, diffusers.DiffusionPipeline])
-@pytest.mark.parametrize("create", [flow_pipeline, ddpm_pipeline])
+@pytest.mark.parametrize("create", [flow_pipeline, ddpm_pipeline, sit_pipeline])
 def test_a_saved_folder_samples_alone(tmp_path, loader, create, caplog):
     pipeline = create(id2label=NAMES, vae=tiny_vae())
     pipeline.save_pretrained(tmp_path)

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
-from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel
+from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
+from demo_diffusion.eval.compare_runs import main as compare_runs
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.train.configuration import DataConfig, parse_config
 from demo_diffusion.train.figures import labelled_grid
@@ -79,6 +86,82 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     pipeline = DEMOPipeline.from_pretrained(run / "pipeline")
     assert pipeline.config.objective == "flow" and pipeline.labels["7"] == 7
     assert pipeline("7", num_inference_steps=2).images[0].size == (8, 8)
+
+
+IMAGENET = ROOT / "configs/imagenet256"
+ON_DIGITS = {"dataset": "digits", "resolution": 8, "patch_size": 1, "vae": "none", "mixed_precision": "no"}
+    "dataset": "digits",
+    "resolution": 8,
+    "vae": "none",
+    "num_workers": 0,
+    "mixed_precision": "no",
+    "patch_size": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"config": ROOT / "configs/digits_dit.yaml"},
+        {"config": ROOT / "configs/digits_dit.yaml", "prediction_type": "v_prediction", "zero_terminal_snr": True},
+        {"config": ROOT / "configs/digits_dit.yaml", "min_snr_gamma": 5, "sampler": "ddim", "qk_norm": True},
+        {"config": ROOT / "configs/digits_sit.yaml", "sampler": "dopri5", "rotary_positions": True},
+        {"window_position": "embedding", "timestep_sampling": "logit_normal", "direction_weight": 1, "sampler": "heun"},
+        {"config": IMAGENET / "demo_s_2.yaml", **ON_DIGITS},
+        {"config": IMAGENET / "dit_s_2.yaml", **ON_DIGITS},
+        {"config": IMAGENET / "sit_s_2.yaml", "out_channels": 2, **ON_DIGITS},
+        {"config": IMAGENET / "demo_s_2_flow.yaml", "compile": False, **ON_DIGITS},
+    ],
+    ids=lambda options: "-".join(Path(str(value)).stem for value in options.values())[:60],
+)
+def test_every_family_and_option_trains_and_samples(tmp_path, options):
+    schedule = {} if "config" not in options or "digits" in options["config"].stem else {"lr_schedule": "constant"}
+    run = train(tmp_path / "run", num_steps=2, guidance_scale=2, **schedule, **options)
+    pipeline = DEMOPipeline.from_pretrained(run / "pipeline")
+    images = pipeline([1, 2], num_inference_steps=3, output_type="latent").images
+    assert images.isfinite().all() and images.shape == (2, 1, 8, 8)
+    assert type(pipeline.scheduler) is SAMPLERS_USED[pipeline_sampler(options)]
+
+
+SAMPLERS_USED = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,
+    "dopri5": FlowMatchDopri5Scheduler,
+    "sde": FlowMatchSDEScheduler,
+}
+
+
+def pipeline_sampler(options: dict) -> str:
+    config = parse_config(["--config", str(options.get("config", SMALL["config"]))])
+    default = "ddpm" if config.objective.objective == "ddpm" else "euler"
+    return options.get("sampler") or config.run.sampler or default
+
+
+def test_runs_are_compared(tmp_path, capsys):
+    runs = [train(tmp_path / "demo", knn_samples=10), train(tmp_path / "dit", config=ROOT / "configs/digits_dit.yaml")]
+    capsys.readouterr()
+    compare_runs([*map(str, runs), "--out", str(tmp_path / "losses.png")])
+    header, _, demo, dit = capsys.readouterr().out.splitlines()
+    assert header.startswith("| run | network | objective | parameters | steps | last loss | accuracy at scale 1 |")
+    assert "| demo | DEMO-S/2 | flow |" in demo and "%" in demo
+    assert "| dit | DiT-S/2 | ddpm |" in dit and dit.endswith("|  |  |")
+    assert Image.open(tmp_path / "losses.png").size[0] > 100
+    with pytest.raises(SystemExit, match="nowhere is not the folder of a finished run"):
+        compare_runs([str(runs[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "more.png")])
+    assert not (tmp_path / "more.png").exists()
+
+
+def test_a_run_of_an_older_version_continues(tmp_path):
+    run = train(tmp_path / "run", lr_schedule="constant")
+    text = (run / "config.yaml").read_text()
+    newer = ("direction_weight", "qk_norm", "sampler")
+    (run / "config.yaml").write_text("".join(x for x in text.splitlines(True) if not x.strip().startswith(newer)))
+    assert "direction_weight" in text and "direction_weight" not in (run / "config.yaml").read_text()
+    with pytest.raises(SystemExit, match=r"direction_weight \(was 0.0, now 1.0\)"):
+        train(run, num_steps=9, lr_schedule="constant", direction_weight=1)
+    train(run, num_steps=9, lr_schedule="constant")
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "objective": "ddpm", "timestep_scale": 1}])

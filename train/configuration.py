@@ -242,6 +242,18 @@ def _check_objective(config: ObjectiveConfig) -> None:
         raise ValueError("zero_terminal_snr needs prediction_type 'v_prediction'.")
 
 
+def _check_ddpm_time(model: ModelConfig) -> None:
+    if model.timestep_scale not in (None, 1):
+        raise ValueError(
+            f"timestep_scale {model.timestep_scale:g} is for the flow objective's t in [0, 1]; the timesteps of "
+            "'ddpm' are 0 … 999: use timestep_scale 1."
+        )
+    if model.reverse_time:
+        raise ValueError("reverse_time is for the flow objective's t in [0, 1]; the timesteps of 'ddpm' are 0 … 999.")
+    if model.transformer.startswith("SiT") and model.reverse_time is None:
+        raise ValueError(f"{model.transformer} sees the flow objective's time; for 'ddpm' use its twin, DiT.")
+
+
 POSITIVE = (
     "resolution",
     "num_steps",
@@ -288,12 +300,7 @@ def _check(config: TrainingConfig) -> None:
             f"sampler is {values['sampler']!r}; for objective {values['objective']!r} it must be one of "
             f"{list(samplers)}."
         )
-    if values["reverse_time"] and values["objective"] == "ddpm":
-        raise ValueError("reverse_time is for the flow objective's t in [0, 1]; the timesteps of 'ddpm' are 0 … 999.")
-    if values["timestep_scale"] not in (None, 1) and values["objective"] == "ddpm":
-        raise ValueError(
-            f"timestep_scale {values['timestep_scale']:g} is for the flow objective's t in [0, 1]; the timesteps of "
-            "'ddpm' are 0 … 999: use timestep_scale 1."
-        )
+    if values["objective"] == "ddpm":
+        _check_ddpm_time(config.model)
     if values["label_dropout"] == 0 and values["guidance_scale"] != 1:
         raise ValueError("With label_dropout 0 the null class is not trained; use guidance_scale 1.")

@@ -65,16 +65,20 @@ def _fit(label: str, font: ImageFont.FreeTypeFont) -> str:
     return label + "…"
 
 
-def save_loss_curve(path: Path, rows: list[dict[str, float]], title: str) -> None:
-    """Plots "loss" over "step"."""
+def save_loss_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
+    """Plots "loss" over "step" of each run, named in a legend."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows])
-    axes.set(xlabel="step", ylabel="training loss", title=title)
-    axes.grid(alpha=0.3)
+    for name, rows in runs.items():
+        axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
+    axes.set(xlabel="step", ylabel="training loss", yscale="log")
+    axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ticker.ScalarFormatter())
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -164,8 +164,10 @@ def changed_settings(saved: dict, config: TrainingConfig) -> list[str]:
     changed = []
     depends_on_length = config.optimization.lr_schedule in ("linear", "cosine")
     for section in ("model", "data", "objective", "optimization"):
-        for name, value in vars(getattr(config, section)).items():
-            before = saved.get(section, {}).get(name)
+        settings = getattr(config, section)
+        for name, value in vars(settings).items():
+            # A run of an older version lacks newer fields, whose defaults are what it did.
+            before = saved.get(section, {}).get(name, getattr(type(settings)(), name))
             is_free = name in FREE_FIELDS and not (name == "num_steps" and depends_on_length)
             if not is_free and before != value:
                 changed.append(f"{name} (was {before}, now {value})")

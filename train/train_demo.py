@@ -25,8 +25,8 @@ from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.pipelines.autoencoder import encode, latent_shape, load_vae
 from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import set_timesteps
-from demo_diffusion.train.configuration import ObjectiveConfig, TrainingConfig, parse_config
-from demo_diffusion.train.figures import sample_grid, save_loss_curve
+from demo_diffusion.train.configuration import ModelConfig, ObjectiveConfig, TrainingConfig, parse_config
+from demo_diffusion.train.figures import sample_grid, save_loss_curves
 from demo_diffusion.train.image_data import BatchOrder, batches, load_images
 from demo_diffusion.train.run_folder import RunFolder
 
@@ -81,15 +81,7 @@ class Trainer:
         in_channels, sample_size = self.images.channels, self.config.data.resolution
         if self.vae is not None:
             in_channels, sample_size = latent_shape(self.vae, self.config.data.resolution)
-        needed = {
-            "in_channels": in_channels,
-            "out_channels": self.objective.out_channels(in_channels),
-            "sample_size": sample_size,
-            "num_classes": self.images.num_classes,
-        }
-        transformer = create_transformer(self.config.model.transformer, **{**needed, **self.config.model.overrides()})
-        self.objective.check_channels(transformer.config.out_channels, in_channels)
-        return transformer
+        return create_network(self.config.model, self.objective, in_channels, sample_size, self.images.num_classes)
 
     def _sampler(self) -> SchedulerMixin:
         return create_sampler(self.objective, self.config.run.sampler)
@@ -227,7 +219,7 @@ class Trainer:
         run, pipeline = self.config.run, self.pipeline()
         pipeline.save_pretrained(self.folder.pipeline)
         losses = self.folder.read_losses(self.config.optimization.num_steps)
-        save_loss_curve(self.folder.path / "loss.png", losses, title=self.folder.path.name)
+        save_loss_curves(self.folder.path / "loss.png", {self.folder.path.name: losses})
         sample_grid(pipeline, run).save(self.folder.path / "samples.png")
         if run.knn_samples:
             report = nearest_neighbor_report(
@@ -240,6 +232,21 @@ class Trainer:
             report.save(self.folder.path / "nearest_neighbor.json")
             self.accelerator.print(report)
         self.accelerator.print(f"Pipeline, samples.png and loss.png are in {self.folder.path}.")
+
+
+def create_network(
+    config: ModelConfig, objective: DDPMObjective | FlowObjective, in_channels: int, sample_size: int, num_classes: int
+) -> ClassConditionalTransformer:
+    """Raises a ValueError if the config does not fit the data or the objective."""
+    settings = {
+        "in_channels": in_channels,
+        "out_channels": objective.out_channels(in_channels),
+        "sample_size": sample_size,
+        "num_classes": num_classes,
+        **config.overrides(),
+    }
+    objective.check_channels(settings["out_channels"], in_channels)
+    return create_transformer(config.transformer, **settings)
 
 
 def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
