@@ -90,13 +90,6 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
 
 IMAGENET = ROOT / "configs/imagenet256"
 ON_DIGITS = {"dataset": "digits", "resolution": 8, "patch_size": 1, "vae": "none", "mixed_precision": "no"}
-    "dataset": "digits",
-    "resolution": 8,
-    "vae": "none",
-    "num_workers": 0,
-    "mixed_precision": "no",
-    "patch_size": 1,
-}
 
 
 @pytest.mark.parametrize(
