@@ -1,7 +1,7 @@
 """Lays runs side by side: `python eval/compare_runs.py runs/a runs/b --out losses.png`.
 
-Prints a table of each run's network, objective, last loss and nearest-neighbour accuracies, and plots the losses.
-Losses of different objectives are not comparable.
+Prints a table of each run's network (blocks × width), objective, last loss and nearest-neighbour accuracies, and plots
+the losses. Losses of different objectives are not comparable.
 """
 
 import argparse
@@ -27,10 +27,11 @@ def summary(run: RunFolder) -> dict[str, str]:
         raise ValueError(f"{run.path} is not the folder of a finished run; it lacks pipeline/ or config.yaml.")
     config = yaml.safe_load(run.config_file.read_text())
     transformer = DEMOPipeline.from_pretrained(run.pipeline).transformer
+    family, network = config["model"]["transformer"].split("-")[0], transformer.config
     losses = run.read_losses(until_step=math.inf)
     row = {
         "run": run.path.name,
-        "network": config["model"]["transformer"],
+        "network": f"{family} {network.num_layers} × {network.num_attention_heads * network.attention_head_dim}",
         "objective": config["objective"]["objective"],
         "parameters": f"{sum(p.numel() for p in transformer.parameters()):,}",
         "steps": f"{losses[-1]['step']:,}",

@@ -8,13 +8,13 @@ from diffusers import (
     SchedulerMixin,
 )
 
-from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.pipelines.scheduler_fit import objective_of
 from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 
-# Objective -> name -> (class, settings that differ from the objective's scheduler); the first is the default.
+# Objective -> name -> (class, settings that it needs besides the objective's own); the first is the default.
 SAMPLERS = {
     "ddpm": {
-        "ddpm": (DDPMScheduler, {}),
+        "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),  # the official one
         "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # the only spacing whose steps DDIM takes exactly
     },
     "flow": {
@@ -26,16 +26,18 @@ SAMPLERS = {
 }
 
 
-def create_sampler(objective: DDPMObjective | FlowObjective, name: str | None = None) -> SchedulerMixin:
-    """A sampler for networks of `objective`; None: its default.
+def create_sampler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
+    """The sampler `name` for networks that `scheduler` fits; None: `scheduler` itself.
 
     Raises:
-        ValueError: if this objective has no sampler of that name.
+        ValueError: if there is no such sampler for their objective.
     """
-    samplers = SAMPLERS["ddpm" if isinstance(objective, DDPMObjective) else "flow"]
     if name is None:
-        return objective.scheduler()
-    if name not in samplers:
-        raise ValueError(f"sampler is {name!r}; for this objective it must be one of {list(samplers)}.")
-    scheduler_class, settings = samplers[name]
-    return scheduler_class.from_config(objective.scheduler().config, **settings)
+        return scheduler
+    objective = objective_of(scheduler)
+    if name not in SAMPLERS[objective]:
+        raise ValueError(
+            f"sampler is {name!r}; for objective {objective!r} it must be one of {list(SAMPLERS[objective])}."
+        )
+    scheduler_class, settings = SAMPLERS[objective][name]
+    return scheduler_class.from_config(scheduler.config, **settings)

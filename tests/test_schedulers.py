@@ -261,10 +261,12 @@ def test_ddpm_keeps_the_official_timesteps_for_any_number_of_steps():
 @pytest.mark.parametrize("objective", [DDPMObjective(), FlowObjective()])
 def test_samplers_by_name(objective, caplog):
     kind = "ddpm" if isinstance(objective, DDPMObjective) else "flow"
-    assert type(create_sampler(objective)) is type(create_sampler(objective, next(iter(SAMPLERS[kind]))))
+    scheduler = objective.scheduler()
+    assert create_sampler(scheduler, None) is scheduler
+    assert type(create_sampler(scheduler, next(iter(SAMPLERS[kind])))) is type(scheduler)
     for name, (scheduler_class, _) in SAMPLERS[kind].items():
-        sampler = create_sampler(objective, name)
+        sampler = create_sampler(scheduler, name)
         assert type(sampler) is scheduler_class and objective_of(sampler) == kind
     with pytest.raises(ValueError, match=f"sampler is 'plms'.*{name}"):
-        create_sampler(objective, "plms")
+        create_sampler(scheduler, "plms")
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -84,7 +84,7 @@ class Trainer:
         return create_network(self.config.model, self.objective, in_channels, sample_size, self.images.num_classes)
 
     def _sampler(self) -> SchedulerMixin:
-        return create_sampler(self.objective, self.config.run.sampler)
+        return create_sampler(self.objective.scheduler(), self.config.run.sampler)
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the last step and writes the results."""
