@@ -16,6 +16,8 @@ from demo_diffusion import DEMOPipeline
 from demo_diffusion.train.figures import save_loss_curves
 from demo_diffusion.train.run_folder import RunFolder
 
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+
 
 def summary(run: RunFolder) -> dict[str, str]:
     """One row of the table.
@@ -29,8 +31,10 @@ def summary(run: RunFolder) -> dict[str, str]:
     transformer = DEMOPipeline.from_pretrained(run.pipeline).transformer
     family, network = config["model"]["transformer"].split("-")[0], transformer.config
     losses = run.read_losses(until_step=math.inf)
+    if not losses:
+        raise ValueError(f"{run.path} has no losses in loss.csv.")
     row = {
-        "run": run.path.name,
+        "run": str(run.path),
         "network": f"{family} {network.num_layers} × {network.num_attention_heads * network.attention_head_dim}",
         "objective": config["objective"]["objective"],
         "parameters": f"{sum(p.numel() for p in transformer.parameters()):,}",
@@ -55,11 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = [RunFolder(path) for path in options.runs]
     try:
+        if options.out.suffix not in PLOT_FORMATS or not options.out.absolute().parent.is_dir():
+            raise ValueError(
+                f"--out is {options.out}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is."
+            )
         rows = [summary(run) for run in runs]
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(markdown_table(rows))
-    names = [f"{row['run']} ({row['network']}, {row['objective']})" for row in rows]
+    names = [f"{run.path} ({row['network']}, {row['objective']})" for run, row in zip(runs, rows, strict=True)]
     save_loss_curves(options.out, {name: run.read_losses(math.inf) for name, run in zip(names, runs, strict=True)})
 
 

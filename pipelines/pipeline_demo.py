@@ -1,5 +1,6 @@
 """Sampling: class labels in, images out."""
 
+import copy
 import inspect
 import math
 import operator
@@ -61,7 +62,7 @@ class DEMOPipeline(DiffusionPipeline):
         self.label_names = LabelNames(id2label, transformer.config.num_classes)
         self.register_to_config(id2label=self.label_names.id2label, objective=objective)
         self.image_processor = VaeImageProcessor()
-        self._trained_with = scheduler
+        self._trained_with = copy.deepcopy(scheduler)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -98,7 +99,8 @@ class DEMOPipeline(DiffusionPipeline):
                 the scheduler gave).
             return_dict: False: a tuple instead of `ImagePipelineOutput`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": latents}) after each step; a
-                "latents" entry in the dictionary that it returns replaces them.
+                "latents" entry in the dictionary that it returns replaces them, but is not read by solvers of several
+                stages (Heun's within a step, Dormand–Prince's before the end).
 
         Returns:
             `.images`, of the kind that `output_type` says.

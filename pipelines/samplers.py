@@ -15,7 +15,7 @@ from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDESche
 SAMPLERS = {
     "ddpm": {
         "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),  # the official one
-        "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # the only spacing whose steps DDIM takes exactly
+        "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # starts from the last timestep
     },
     "flow": {
         "euler": (FlowMatchEulerDiscreteScheduler, {}),

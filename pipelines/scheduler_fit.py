@@ -5,7 +5,13 @@ import itertools
 
 import numpy as np
 import torch
-from diffusers import DDPMParallelScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 
 from demo_diffusion.objectives.ddpm import PREDICTION_TYPES
 
@@ -99,6 +105,9 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
 
     diffusers' Euler scheduler for flow matching by itself stops at t = 0.001 and spends a last network evaluation on
     the rest; here its steps are equal and end at 0. DDPM keeps the timesteps that the official code keeps.
+
+    Raises:
+        ValueError: if the scheduler cannot take this number of steps.
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
@@ -107,7 +116,19 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
         kept = respaced_timesteps(scheduler.config.num_train_timesteps, num_inference_steps)
         scheduler.set_timesteps(timesteps=kept[::-1], device=device)
     else:
+        if isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "leading":
+            _check_divides(num_inference_steps, scheduler.config.num_train_timesteps)
         scheduler.set_timesteps(num_inference_steps, device=device)
+
+
+def _check_divides(num_inference_steps: int, num_train_timesteps: int) -> None:
+    """diffusers' DDIM steps by the whole part of the ratio, whatever the spacing of its timesteps."""
+    if num_train_timesteps % num_inference_steps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}; DDIM's steps end where the next ones start only if it "
+            f"divides {num_train_timesteps}. Use such a number (20, 25, 40, 50, 100, 125, 200, 250 of 1000), or "
+            "DPMSolverMultistepScheduler."
+        )
 
 
 def respaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:

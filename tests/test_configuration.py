@@ -67,6 +67,13 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--objective", "flow", "--min_snr_gamma", "5"], "min_snr_gamma 5.0 needs objective 'ddpm'"),
         ("", ["--min_snr_gamma", "0"], "min_snr_gamma is 0.0; it must be positive"),
         ("", ["--zero_terminal_snr"], "zero_terminal_snr needs prediction_type 'v_prediction'"),
+        (
+            "",
+            ["--zero_terminal_snr", "--prediction_type", "v_prediction", "--min_snr_gamma", "5"],
+            "would give the last timestep of zero_terminal_snr no weight",
+        ),
+        ("", ["--transformer", "DiT-S/2", "--window_size", "4"], "DiT-S/2 has no config field ['window_size']"),
+        ("", ["--transformer", "DEMO-H/2"], "Unknown transformer 'DEMO-H/2'"),
         ("", ["--reverse_time", "true"], "reverse_time is for the flow objective"),
         ("", ["--transformer", "SiT-S/2"], "SiT-S/2 sees the flow objective's time"),
         ("", ["--sampler", "sde"], "sampler is 'sde'; for objective 'ddpm' it must be one of ['ddpm', 'ddim']"),

@@ -58,7 +58,7 @@ def test_euler_maruyama_equals_golden(golden):
     x, times = integrate(
         FlowMatchSDEScheduler(), toy_velocity(golden), golden["start"], 20, golden["sde_sigma_20_steps_noises"]
     )
-    torch.testing.assert_close(x, golden["sde_sigma_20_steps"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(x, golden["sde_sigma_20_steps"], atol=2e-6, rtol=0)
     assert len(times) == 20 and times[0] == 1 and times[-1] == pytest.approx(0.04)
 
 
@@ -72,7 +72,7 @@ def test_dopri5_equals_golden_within_its_tolerance(golden, rtol, error):
 
 def test_heun_of_diffusers_equals_golden(golden):
     x, _ = integrate(FlowMatchHeunDiscreteScheduler(), toy_velocity(golden), golden["start"], 150)
-    torch.testing.assert_close(x, golden["ode_exact"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(x, golden["ode_exact"], atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("rtol", "error"), [(1e-3, 3e-3), (1e-5, 1e-5)])
@@ -180,10 +180,10 @@ def test_sde_gives_the_data_s_distribution(form, solver):
     noise = torch.randn(1, 1, 200, 200)
     scheduler = FlowMatchSDEScheduler(solver=solver, diffusion_form=form, last_step="euler", last_step_size=0.004)
     x, _ = integrate(scheduler, velocity, noise, 250)
-    assert x.mean().item() == pytest.approx(mean, abs=0.02)
-    assert x.std().item() == pytest.approx(std, abs=0.02)
+    assert x.mean().item() == pytest.approx(mean, abs=0.01)
+    assert x.std().item() == pytest.approx(std, abs=0.01)
     deterministic, _ = integrate(FlowMatchSDEScheduler(diffusion_norm=0, solver=solver), velocity, noise, 250)
-    assert (x - deterministic).std() > 0.1 or form == "decreasing"
+    assert (x - deterministic).std() > 0.3
 
 
 def test_sde_noise_comes_from_the_generator(golden):
@@ -213,6 +213,8 @@ def test_low_precision_samples_keep_their_type(golden):
         (FlowMatchSDEScheduler, {"last_step": "Mean"}, "last_step is 'Mean'"),
         (FlowMatchSDEScheduler, {"last_step_size": 1}, "last_step_size is 1"),
         (FlowMatchSDEScheduler, {"diffusion_norm": -1}, "diffusion_norm is -1"),
+        (FlowMatchSDEScheduler, {"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        (FlowMatchDopri5Scheduler, {"num_train_timesteps": -5}, "num_train_timesteps is -5"),
         (FlowMatchDopri5Scheduler, {"rtol": 0}, "rtol is 0"),
         (FlowMatchDopri5Scheduler, {"atol": float("nan")}, "atol is nan"),
     ],
@@ -256,6 +258,21 @@ def test_ddpm_keeps_the_official_timesteps_for_any_number_of_steps():
     assert differing == 278
     with pytest.raises(ValueError, match="1001; it must be at most 1000"):
         set_timesteps(scheduler, 1001, torch.device("cpu"))
+
+
+def test_ddim_s_steps_end_where_the_next_ones_start():
+    """The exact noise prediction for data N(0, 0.5²) brings the samples to a spread of 0.5."""
+    scheduler = create_sampler(DDPMObjective().scheduler(), "ddim")
+    for count in (250, 1000):
+        set_timesteps(scheduler, count, torch.device("cpu"))
+        x = torch.randn(1, 1, 200, 200)
+        for t in scheduler.timesteps:
+            signal = scheduler.alphas_cumprod[t]
+            x = scheduler.step((1 - signal).sqrt() * x / (signal * 0.25 + 1 - signal), t, x).prev_sample
+        assert x.std().item() == pytest.approx(0.5, abs=0.01)
+    for count in (150, 600):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {count}.*divides 1000"):
+            set_timesteps(scheduler, count, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("objective", [DDPMObjective(), FlowObjective()])

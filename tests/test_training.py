@@ -138,9 +138,11 @@ def test_runs_are_compared(tmp_path, capsys):
     compare_runs([*map(str, runs), "--out", str(tmp_path / "losses.png")])
     header, _, demo, dit = capsys.readouterr().out.splitlines()
     assert header.startswith("| run | network | objective | parameters | steps | last loss | accuracy at scale 1 |")
-    assert "| demo | DEMO 1 × 16 | flow |" in demo and "%" in demo
-    assert "| dit | DiT 1 × 16 | ddpm |" in dit and dit.endswith("|  |  |")
+    assert "demo | DEMO 1 × 16 | flow |" in demo and "%" in demo
+    assert "dit | DiT 1 × 16 | ddpm |" in dit and dit.endswith("|  |  |")
     assert Image.open(tmp_path / "losses.png").size[0] > 100
+    with pytest.raises(SystemExit, match="it must be in a folder that exists"):
+        compare_runs([str(runs[0]), "--out", str(tmp_path / "nowhere/losses.png")])
     with pytest.raises(SystemExit, match="nowhere is not the folder of a finished run"):
         compare_runs([str(runs[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "more.png")])
     assert not (tmp_path / "more.png").exists()

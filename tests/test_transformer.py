@@ -181,6 +181,8 @@ def test_wrong_config_is_named(config, message):
     ("config", "message"),
     [
         ({"mlp_ratio": 0}, "mlp_ratio is 0"),
+        ({"norm_eps": -1}, "norm_eps is -1"),
+        ({"timestep_frequency_shift": 128}, "timestep_frequency_shift is 128; it must be 0 or 1"),
         ({"num_attention_heads": -2}, "num_attention_heads is -2"),
         ({"rotary_positions": True, "attention_head_dim": 6}, "6; two-axis rotary positions need a multiple of 4"),
     ],

@@ -15,6 +15,7 @@ from typing import Literal
 import yaml
 from transformers import HfArgumentParser
 
+from demo_diffusion.models.presets import check_fields
 from demo_diffusion.pipelines.samplers import SAMPLERS
 
 
@@ -240,6 +241,8 @@ def _check_objective(config: ObjectiveConfig) -> None:
                 raise ValueError(f"{name} {getattr(config, name)!r} needs objective {objective!r}.")
     if config.zero_terminal_snr and config.prediction_type != "v_prediction":
         raise ValueError("zero_terminal_snr needs prediction_type 'v_prediction'.")
+    if config.zero_terminal_snr and config.min_snr_gamma is not None:
+        raise ValueError("min_snr_gamma would give the last timestep of zero_terminal_snr no weight; use one of them.")
 
 
 def _check_ddpm_time(model: ModelConfig) -> None:
@@ -294,6 +297,7 @@ def _check(config: TrainingConfig) -> None:
     if values["warmup_steps"] and values["lr_schedule"] == "constant":
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")
     _check_objective(config.objective)
+    check_fields(config.model.transformer, config.model.overrides())
     samplers = SAMPLERS[values["objective"]]
     if values["sampler"] not in (None, *samplers):
         raise ValueError(

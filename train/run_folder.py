@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -65,7 +65,7 @@ class RunFolder:
         replace_text(self.config_file, config.to_yaml())
         record = self.path / "run.json"
         parts = json.loads(record.read_text()) if record.is_file() and self.latest_checkpoint() else []
-        replace_text(record, json.dumps([*parts, provenance(accelerator, first_step)], indent=1))
+        replace_text(record, json.dumps([*parts, {"first_step": first_step, **provenance(accelerator)}], indent=1))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -131,10 +131,9 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def provenance(accelerator: Accelerator, first_step: int) -> dict:
+def provenance(accelerator: Accelerator | PartialState) -> dict:
     """The command, machine, versions and commit that make a result."""
     return {
-        "first_step": first_step,
         "command": shlex.join(sys.argv),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),

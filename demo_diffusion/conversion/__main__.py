@@ -8,8 +8,10 @@ python -m demo_diffusion.conversion FOLDER weights.pt              pipeline fold
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from demo_diffusion.models import DiTModel
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.pipelines.autoencoder import load_vae
+from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, objective_of
 
 from .checkpoint_file import OfficialCheckpoint, read_checkpoint
 from .diffusers_dit import convert_diffusers_dit
@@ -30,23 +33,25 @@ OFFICIAL_VAE = "stabilityai/sd-vae-ft-{kind}"
 SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
 
 
-def pipeline_from_official(path: Path, family: str | None, num_attention_heads: int | None, vae: str) -> DEMOPipeline:
+def pipeline_from_official(
+    path: Path, family: str | None, num_attention_heads: int | None, vae: str | None
+) -> DEMOPipeline:
     """The pipeline of an official checkpoint, with its sampler, autoencoder and, for 1,000 classes, ImageNet's names.
 
     Args:
         family: "dit" or "sit", whose files look alike; None: by the training options or the file's name.
-        vae: folder or hub id; "official": that of the training options, or sd-vae-ft-ema; "none": without.
+        vae: folder or hub id; None: that of the training options, or sd-vae-ft-ema; "none": without.
 
     Raises:
         ValueError: if the file, the family or the autoencoder is not what it must be.
     """
     checkpoint = read_checkpoint(path)
-    family = family or _family(checkpoint, path)
+    family = _family(checkpoint, path, family)
     options = checkpoint.training_options
     if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
         raise ValueError(f"{path} was trained with {', '.join(differing)}; only {SIT_SETTING} is supported.")
     network = CONVERTERS[family](checkpoint.state_dict, num_attention_heads)
-    if vae == "official":
+    if vae is None:
         vae = OFFICIAL_VAE.format(kind=options.get("vae", "ema"))
     return DEMOPipeline(
         network,
@@ -56,7 +61,7 @@ def pipeline_from_official(path: Path, family: str | None, num_attention_heads: 
     )
 
 
-def pipeline_from_diffusers(source: str, official_frequencies: bool) -> DEMOPipeline:
+def pipeline_from_diffusers(source: str, as_official: bool) -> DEMOPipeline:
     """The pipeline of diffusers' DiT, with the folder's own sampler, autoencoder and label names.
 
     Raises:
@@ -65,50 +70,82 @@ def pipeline_from_diffusers(source: str, official_frequencies: bool) -> DEMOPipe
     try:
         theirs = DiTPipeline.from_pretrained(source)
         id2label = DiTPipeline.load_config(source).get("id2label")  # the loaded pipeline keeps only name -> id
-    except (OSError, ValueError) as error:
+    except Exception as error:  # diffusers raises almost anything on a damaged folder
         raise ValueError(f"{source} cannot be read as a folder or hub id of diffusers' DiTPipeline: {error}") from error
-    network = convert_diffusers_dit(theirs.transformer, official_frequencies)
+    network = convert_diffusers_dit(theirs.transformer, as_official)
+    if objective_of(theirs.scheduler) != "ddpm":
+        raise ValueError(f"{source} has the scheduler {type(theirs.scheduler).__name__}; DiT's network predicts noise.")
     return DEMOPipeline(network, theirs.scheduler, theirs.vae, id2label or _label_names(network.config.num_classes))
 
 
-def save_official(pipeline: DEMOPipeline, target: Path) -> None:
-    """Writes the network's weights in the official format, whole or not at all.
+def pipeline_from_ours(folder: Path) -> DEMOPipeline:
+    """A pipeline of this package, all of whose weights are there.
 
     Raises:
-        ValueError: if the official codes have no such network.
+        ValueError: if it cannot be read, or weights are missing or left over.
     """
-    is_flow, reversed_time = pipeline.config.objective == "flow", pipeline.transformer.config.get("reverse_time")
-    state = to_official(pipeline.transformer)
-    if is_flow != reversed_time:
+    try:
+        pipeline = DEMOPipeline.from_pretrained(folder)
+        network = type(pipeline.transformer)
+        _, loading = network.from_pretrained(folder / "transformer", output_loading_info=True)
+    except Exception as error:  # diffusers raises almost anything on a damaged folder
+        raise ValueError(f"{folder} cannot be read as a pipeline folder: {error}") from error
+    if problems := {kind: names for kind, names in loading.items() if names}:
+        raise ValueError(f"The weights in {folder}/transformer do not fit its config.json: {problems}.")
+    return pipeline
+
+
+def official_weights(pipeline: DEMOPipeline) -> dict[str, torch.Tensor]:
+    """The network's weights in the official format.
+
+    Raises:
+        ValueError: if the official codes have no such network, or not for this objective.
+    """
+    state, objective = to_official(pipeline.transformer), pipeline.config.objective
+    reverse_time = pipeline.transformer.config.reverse_time
+    if (objective == "flow") != reverse_time:
         raise ValueError(
-            f"The network has objective {pipeline.config.objective!r} with reverse_time={reversed_time}. SiT's code "
-            "needs 'flow' with reverse_time=True, DiT's 'ddpm' with False."
+            f"The network has objective {objective!r} with reverse_time={reverse_time}. SiT's code needs 'flow' with "
+            "reverse_time=True, DiT's 'ddpm' with False."
         )
-    partial = target.with_name(target.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, target)
+    if objective == "ddpm":
+        try:
+            check_scheduler_fits(pipeline.scheduler, objective, trained_with=DDPMObjective().scheduler())
+        except ValueError as error:
+            raise ValueError(f"DiT's code has only noise prediction with linear betas. {error}") from error
+    return state
 
 
-def save_folder(pipeline: DEMOPipeline, target: Path) -> None:
-    """Writes a pipeline folder, whole or not at all."""
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` make a file or folder beside `target` and gives it its name when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        partial = Path(temporary) / "pipeline"
-        pipeline.save_pretrained(partial)
+        partial = Path(temporary) / target.name
+        write(partial)
         os.replace(partial, target)
 
 
 def _is_ours(folder: Path) -> bool:
     index = folder / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") == DEMOPipeline.__name__
+    if not index.is_file():
+        return False
+    try:
+        return json.loads(index.read_text()).get("_class_name") == DEMOPipeline.__name__
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
 
-def _family(checkpoint: OfficialCheckpoint, path: Path) -> str:
-    name = str(checkpoint.training_options.get("model", path.name)).lower()
-    found = [family for family in CONVERTERS if family in name]
+def _family(checkpoint: OfficialCheckpoint, path: Path, given: str | None) -> str:
+    trained_as = checkpoint.training_options.get("model")
+    name = path.name if trained_as is None else str(trained_as)
+    found = {word.lower() for word in re.findall(r"(?<![A-Za-z])(DiT|SiT)(?![A-Za-z])", name, re.IGNORECASE)}
+    if given is not None and trained_as is not None and found and found != {given}:
+        raise ValueError(f"--family is {given}, but {path} was trained as {trained_as}.")
+    if given is not None:
+        return given
     if len(found) != 1:
         raise ValueError(f"The weights of DiT and SiT look alike and {name!r} does not tell; give --family dit or sit.")
-    return found[0]
+    return found.pop()
 
 
 def _dit_scheduler(network: DiTModel) -> SchedulerMixin:
@@ -135,13 +172,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("source", help="official checkpoint (.pt, .safetensors), or pipeline folder or hub id")
     parser.add_argument("target", type=Path, help="folder to write, or .pt file for official weights")
-    parser.add_argument("--family", choices=list(CONVERTERS), help="if neither file nor file name tells")
-    parser.add_argument("--num-attention-heads", type=int, help="if the width is of no official size")
-    parser.add_argument("--vae", default="official", help="folder, hub id or 'none'; default: the one trained with")
-    parser.add_argument(
-        "--official-frequencies",
+    official = parser.add_argument_group("official checkpoints")
+    official.add_argument("--family", choices=list(CONVERTERS), help="if neither file nor file name tells")
+    official.add_argument("--num-attention-heads", type=int, help="if the width is of no official size")
+    official.add_argument("--vae", help="folder, hub id or 'none'; default: the one that it was trained with")
+    parser.add_argument_group("diffusers' DiT").add_argument(
+        "--as-official",
         action="store_true",
-        help="diffusers' DiT: DiT's own timestep frequencies, for weights that the official code trained",
+        help="compute as the official code, for weights that it trained: its timestep frequencies and LayerNorm eps",
     )
     return parser.parse_args(arguments)
 
@@ -152,27 +190,51 @@ def convert(options: argparse.Namespace) -> None:
     Raises:
         ValueError: if it cannot be carried out; then nothing is written.
     """
-    source = Path(options.source)
-    if options.target.exists() and (options.target.is_file() or any(options.target.iterdir())):
-        raise ValueError(f"{options.target} exists already; choose another target or remove it.")
-    if options.target.suffix == ".pt":
+    source, target = Path(options.source), options.target
+    _check_target(target)
+    if target.suffix == ".pt":
         if not _is_ours(source):
             raise ValueError(f"{source} is no pipeline folder of this package; official weights are made from one.")
-        save_official(DEMOPipeline.from_pretrained(source), options.target)
-    elif source.is_file():
-        heads, family = options.num_attention_heads, options.family
-        save_folder(pipeline_from_official(source, family, heads, options.vae), options.target)
-    elif _is_ours(source):
-        raise ValueError(f"{source} is a pipeline of this package already; for official weights give a .pt target.")
+        _check_unused(options, "family", "num_attention_heads", "vae", "as_official")
+        state = official_weights(pipeline_from_ours(source))
+        write_whole(target, lambda partial: torch.save(state, partial))
     else:
-        save_folder(pipeline_from_diffusers(options.source, options.official_frequencies), options.target)
-    print(f"Wrote {options.target}.")
+        pipeline = _read_foreign(source, options)
+        write_whole(target, pipeline.save_pretrained)
+    print(f"Wrote {target}.")
+
+
+def _read_foreign(source: Path, options: argparse.Namespace) -> DEMOPipeline:
+    if source.is_file():
+        _check_unused(options, "as_official")
+        return pipeline_from_official(source, options.family, options.num_attention_heads, options.vae)
+    if _is_ours(source):
+        raise ValueError(f"{source} is a pipeline of this package already; for official weights give a .pt target.")
+    _check_unused(options, "family", "num_attention_heads", "vae")
+    return pipeline_from_diffusers(options.source, options.as_official)
+
+
+def _check_target(target: Path) -> None:
+    is_empty_folder = target.is_dir() and not target.is_symlink() and target.suffix != ".pt"
+    if os.path.lexists(target) and not (is_empty_folder and not any(target.iterdir())):
+        raise ValueError(f"{target} exists already; choose another target or remove it.")
+    if target.resolve() == Path.cwd():
+        raise ValueError("The target is the current folder; give the name of a new one.")
+    existing = next(folder for folder in target.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{target} cannot be written: {existing} is not a folder that may be written to.")
+
+
+def _check_unused(options: argparse.Namespace, *names: str) -> None:
+    if given := [name for name in names if getattr(options, name)]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{flags} has no meaning for {options.source}; leave it out.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     try:
         convert(parse_arguments(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

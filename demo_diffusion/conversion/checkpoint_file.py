@@ -1,12 +1,10 @@
-"""Reads and writes the files of the official codes; nothing in them is executed."""
+"""Reads the files of the official codes; nothing in them is executed."""
 
 import argparse
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -24,27 +22,31 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     Raises:
         ValueError: if the file cannot be read, holds something but tensors and options, or no weights.
     """
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            # The official training scripts save their parsed arguments beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    content = _load(path)
     if not isinstance(content, dict) or not content:
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}; it must hold a state dict or a training checkpoint."
-        )
-    if "ema" in content:
-        if not isinstance(content["ema"], dict):
-            raise ValueError(f"{path} is no training checkpoint: its 'ema' is a {type(content['ema']).__name__}.")
-        return OfficialCheckpoint(content["ema"], vars(content.get("args", argparse.Namespace())))
-    if "model" in content:
+        raise ValueError(f"{path} holds a {type(content).__name__}; a state dict or training checkpoint is needed.")
+    if "ema" not in content and "model" in content:
         raise ValueError(
             f"{path} holds a training checkpoint without the moving average 'ema', which is what is sampled from; its "
             f"entries are {list(content)}."
         )
-    return OfficialCheckpoint(content)
+    weights, options = content.get("ema", content), content.get("args") if "ema" in content else None
+    options = vars(options) if isinstance(options, argparse.Namespace) else options or {}
+    if not isinstance(weights, dict) or not isinstance(options, dict):
+        raise ValueError(
+            f"{path} is no training checkpoint: its 'ema' is a {type(weights).__name__}, its 'args' a "
+            f"{type(options).__name__}."
+        )
+    return OfficialCheckpoint(weights, options)
+
+
+def _load(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # The official training scripts save their parsed arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error

@@ -27,17 +27,22 @@ EMBEDDERS = {
 }
 
 
-def convert_diffusers_dit(transformer: DiTTransformer2DModel, official_frequencies: bool = False) -> DiTModel:
+def convert_diffusers_dit(transformer: DiTTransformer2DModel, as_official: bool = False) -> DiTModel:
     """diffusers' DiT as ours, in eval mode, with the same output.
 
     Args:
-        official_frequencies: use DiT's timestep frequencies, 10000^(−i / 128), instead of those of diffusers' DiT,
-            10000^(−i / 127). That is right for weights that the official code trained, such as
-            `facebook/DiT-XL-2-256`, but not what diffusers computes with them.
+        as_official: compute as the official code does, which is right for weights that it trained, such as
+            `facebook/DiT-XL-2-256`: timestep frequencies 10000^(−i / 128) and LayerNorm's eps 1e-6. diffusers' DiT has
+            10000^(−i / 127), and its config's norm_eps before the MLP.
 
     Raises:
-        ValueError: if it has settings that DiT does not have, or embedders that differ from block to block.
+        ValueError: if it has settings that DiT does not have, missing weights, or embedders that differ from block to
+            block.
     """
+    if not isinstance(transformer, DiTTransformer2DModel):
+        raise ValueError(f"The network is a {type(transformer).__name__}; it must be diffusers' DiTTransformer2DModel.")
+    if missing := [name for name, value in transformer.state_dict().items() if value.is_meta]:
+        raise ValueError(f"The DiTTransformer2DModel has no weights for {', '.join(missing)}.")
     config = transformer.config
     if differing := [f"{name}={config[name]}" for name, value in REQUIRED.items() if config[name] != value]:
         raise ValueError(f"This DiTTransformer2DModel is not DiT's network: it has {', '.join(differing)}.")
@@ -50,7 +55,8 @@ def convert_diffusers_dit(transformer: DiTTransformer2DModel, official_frequenci
         num_attention_heads=config.num_attention_heads,
         attention_head_dim=config.attention_head_dim,
         num_classes=config.num_embeds_ada_norm,
-        timestep_frequency_shift=0 if official_frequencies else 1,
+        timestep_frequency_shift=0 if as_official else 1,
+        mlp_norm_eps=None if as_official else config.norm_eps,
     )
     model.load_state_dict(_convert_state(transformer))
     return model.eval()

@@ -28,6 +28,13 @@ BLOCK_MODULES = {
     "adaLN_modulation.1": "modulation",
 }
 VELOCITY_PARAMETERS = ("output.proj.weight", "output.proj.bias")
+TELLING_KEYS = {  # whose shapes tell the config, with their number of dimensions
+    "x_embedder.proj.weight": 4,
+    "y_embedder.embedding_table.weight": 2,
+    "pos_embed": 3,
+    "blocks.0.mlp.fc1.weight": 2,
+    "final_layer.linear.bias": 1,
+}
 MAX_LISTED = 20
 
 
@@ -63,18 +70,30 @@ def to_official(transformer: ClassConditionalTransformer) -> dict[str, torch.Ten
     """The inverse of `convert_dit` and, for a network with `reverse_time`, of `convert_sit`: bit by bit the same.
 
     Raises:
-        ValueError: if the official code has no such network.
+        ValueError: if the official code has no such network, or weights are missing.
     """
     if not isinstance(transformer, DiTModel):
         raise ValueError(f"A {type(transformer).__name__} has no official format; only DiT and SiT (DiTModel) have.")
     config = transformer.config
-    expected = {"timestep_scale": 1, "timestep_frequency_shift": 0, "qk_norm": False, "rotary_positions": False}
-    differing = [f"{name}={config[name]}" for name, value in expected.items() if config[name] != value]
+    width = config.num_attention_heads * config.attention_head_dim
+    allowed = {
+        "timestep_scale": [1],
+        "timestep_frequency_shift": [0],
+        "norm_eps": [1e-6],
+        "mlp_norm_eps": [None, 1e-6],
+        "qk_norm": [False],
+        "rotary_positions": [False],
+        "out_channels": [config.in_channels, 2 * config.in_channels],
+        "num_attention_heads": [OFFICIAL_HEADS.get(width, config.num_attention_heads)],
+    }
+    differing = [f"{name}={config[name]}" for name, values in allowed.items() if config[name] not in values]
     if not isinstance(config.sample_size, int) and len(set(config.sample_size)) > 1:
         differing.append(f"sample_size={config.sample_size}")
     if differing:
-        raise ValueError(f"The official code has no network with {', '.join(differing)}.")
+        raise ValueError(f"The official code has no network of width {width} with {', '.join(differing)}.")
     ours = transformer.state_dict()
+    if missing := [name for name, value in ours.items() if value.is_meta]:
+        raise ValueError(f"The network has no weights for {', '.join(missing[:MAX_LISTED])}.")
     if config.reverse_time:
         ours = _negate_velocity(ours)
     return {official: ours[name].clone() for official, name in _key_map(config.num_layers).items()}
@@ -109,17 +128,23 @@ def _key_map(num_layers: int) -> dict[str, str]:
 
 
 def _count_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
-    numbers = [key.split(".")[1] for key in state_dict if key.startswith("blocks.")]
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+    """How many different blocks there are; a gap in their numbers shows as a missing and an unknown block."""
+    return max(1, len({key.split(".")[1] for key in state_dict if str(key).startswith("blocks.")}))
 
 
 def _check_keys(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str]) -> None:
     problems = {
         "missing": [key for key in key_map if key not in state_dict],
         "unknown": [key for key in state_dict if key not in key_map],
-        "not a tensor": [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)],
+        "not a tensor of numbers": [key for key, value in state_dict.items() if not _is_usable(value)],
+        "not finite": [key for key, value in state_dict.items() if _is_usable(value) and not value.isfinite().all()],
     }
     _raise_listed({kind: keys for kind, keys in problems.items() if keys})
+
+
+def _is_usable(value: object) -> bool:
+    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    return is_dense and value.is_floating_point()
 
 
 def _check_shapes(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str], model: DiTModel) -> None:
@@ -144,26 +169,22 @@ def _raise_listed(problems: dict[str, list[str]]) -> None:
 
 def _infer_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None) -> dict:
     """The network's config from the weights' shapes."""
-    patches, labels = state_dict["x_embedder.proj.weight"], state_dict["y_embedder.embedding_table.weight"]
-    positions, hidden = state_dict["pos_embed"], state_dict["blocks.0.mlp.fc1.weight"]
-    dimensions = [positions.ndim == 3, patches.ndim == 4, labels.ndim == 2, hidden.ndim == 2]
-    if not all(dimensions):
-        raise ValueError(
-            f"This is not a checkpoint of the official DiT or SiT: misshapen pos_embed {tuple(positions.shape)}, "
-            f"x_embedder.proj.weight {tuple(patches.shape)}, y_embedder.embedding_table.weight {tuple(labels.shape)} "
-            f"or blocks.0.mlp.fc1.weight {tuple(hidden.shape)}."
-        )
-    width, in_channels, patch_size, _ = patches.shape
-    grid = math.isqrt(positions.shape[1])
+    shapes = {key: tuple(state_dict[key].shape) for key in TELLING_KEYS}
+    wrong = [
+        f"{key} {shapes[key]}" for key, ndim in TELLING_KEYS.items() if len(shapes[key]) != ndim or 0 in shapes[key]
+    ]
+    _raise_listed({"misshapen": wrong} if wrong else {})
+    width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
+    grid = math.isqrt(shapes["pos_embed"][1])
     return {
         "sample_size": grid * patch_size,
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "out_channels": len(state_dict["final_layer.linear.bias"]) // patch_size**2,
+        "out_channels": max(1, shapes["final_layer.linear.bias"][0] // patch_size**2),
         "num_layers": _count_blocks(state_dict),
         **_heads(width, num_attention_heads),
-        "mlp_ratio": len(hidden) / width,
-        "num_classes": len(labels) - 1,
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
+        "num_classes": max(1, shapes["y_embedder.embedding_table.weight"][0] - 1),
     }
 
 

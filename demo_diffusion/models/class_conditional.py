@@ -57,8 +57,10 @@ class ClassConditionalTransformer(ModelMixin, ConfigMixin):
         config = self.config
         _check_positive(
             config, "patch_size", "in_channels", "out_channels", "num_layers", "num_attention_heads",
-            "attention_head_dim", "num_classes", "timestep_scale",
+            "attention_head_dim", "num_classes", "timestep_scale", "norm_eps",
         )  # fmt: skip
+        if config.timestep_frequency_shift not in (0, 1):
+            raise ValueError(f"timestep_frequency_shift is {config.timestep_frequency_shift}; it must be 0 or 1.")
         height, width = _grid_size(config.sample_size, config.patch_size)
         dim = config.num_attention_heads * config.attention_head_dim
         if dim % 4:

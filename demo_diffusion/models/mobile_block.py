@@ -29,7 +29,7 @@ class MobileMixer(nn.Module):
         window_size: side of the attention windows in tokens; the grid is zero-padded to a multiple of it.
         kernel_size: odd side of the depthwise convolution.
         activation: of v, "gelu" (exact) or "silu".
-        qk_norm: RMSNorm of each head's queries and keys (arXiv 2302.05442, Sec. 2).
+        qk_norm: RMSNorm of each head's queries and keys (arXiv 2302.05442, Sec. 2, has LayerNorm there).
         window_position: position inside the windows, None or one of `WINDOW_POSITIONS`.
 
     Raises:

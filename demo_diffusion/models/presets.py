@@ -27,10 +27,15 @@ def create_transformer(name: str, **overrides) -> ClassConditionalTransformer:
     Raises:
         ValueError: if the name or a field is unknown.
     """
+    check_fields(name, overrides)
+    model_class, config = PRESETS[name]
+    return model_class(**{**config, **overrides})
+
+
+def check_fields(name: str, overrides: dict) -> None:
+    """Raises a ValueError if the name of a transformer or of one of its config fields is unknown."""
     if name not in PRESETS:
         raise ValueError(f"Unknown transformer {name!r}; known are {', '.join(PRESETS)}.")
-    model_class, config = PRESETS[name]
-    fields = set(inspect.signature(model_class.__init__).parameters) - {"self"}
+    fields = set(inspect.signature(PRESETS[name][0].__init__).parameters) - {"self"}
     if unknown := set(overrides) - fields:
         raise ValueError(f"{name} has no config field {sorted(unknown)}; its fields are {sorted(fields)}.")
-    return model_class(**{**config, **overrides})

@@ -48,13 +48,16 @@ class DiTBlock(nn.Module):
     Shapes: tokens (B, H, W, D), conditioning (B, D) after its SiLU -> (B, H, W, D). 18·D² + 15·D parameters.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, norm_eps: float, qk_norm: bool):
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, norm_eps: float, mlp_norm_eps: float, qk_norm: bool
+    ):
         super().__init__()
+        hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
         self.attention = SelfAttention(width, num_heads, norm_eps, qk_norm)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
-        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
-        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+        self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(
@@ -88,6 +91,7 @@ class DiTModel(ClassConditionalTransformer, ModelMixin):
         reverse_time: features of 1 − t instead of t, for t in [0, 1]: SiT's time.
         timestep_frequency_shift: the i-th of 128 frequencies is 10000^(−i / (128 − shift)); 0 in DiT, 1 in diffusers'.
         norm_eps: of LayerNorm.
+        mlp_norm_eps: of the LayerNorm before the MLP; None: `norm_eps`. diffusers' DiT has another there.
         qk_norm: RMSNorm of each head's queries and keys.
         rotary_positions: turn queries and keys by their row and column.
 
@@ -114,6 +118,7 @@ class DiTModel(ClassConditionalTransformer, ModelMixin):
         reverse_time: bool = False,
         timestep_frequency_shift: int = 0,
         norm_eps: float = 1e-6,
+        mlp_norm_eps: float | None = None,
         qk_norm: bool = False,
         rotary_positions: bool = False,
     ):
@@ -122,7 +127,12 @@ class DiTModel(ClassConditionalTransformer, ModelMixin):
             raise ValueError(f"mlp_ratio is {mlp_ratio}; it must be positive.")
         self._assemble(
             lambda: DiTBlock(
-                num_attention_heads * attention_head_dim, num_attention_heads, mlp_ratio, norm_eps, qk_norm
+                num_attention_heads * attention_head_dim,
+                num_attention_heads,
+                mlp_ratio,
+                norm_eps,
+                norm_eps if mlp_norm_eps is None else mlp_norm_eps,
+                qk_norm,
             ),
             affine_output=False,
         )

@@ -29,7 +29,7 @@ class DDPMObjective(nn.Module):
 
     Raises:
         ValueError: if a setting is not allowed, or zero_terminal_snr is used without v-prediction (the noise of pure
-            noise says nothing about x0).
+            noise says nothing about x0) or with min_snr_gamma.
     """
 
     def __init__(
@@ -48,6 +48,11 @@ class DDPMObjective(nn.Module):
             raise ValueError("zero_terminal_snr needs prediction_type='v_prediction'.")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive or None.")
+        if zero_terminal_snr and min_snr_gamma is not None:
+            raise ValueError(
+                "min_snr_gamma gives the timestep that sampling starts from no weight if zero_terminal_snr makes it "
+                "pure noise; use one of them."
+            )
         self.num_train_timesteps = num_train_timesteps
         self.beta_start = beta_start
         self.beta_end = beta_end

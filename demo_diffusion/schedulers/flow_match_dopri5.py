@@ -41,7 +41,7 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
         rtol, atol: relative and absolute tolerance (SiT's: 1e-3 and 1e-6).
 
     Raises:
-        ValueError: if a tolerance is not positive.
+        ValueError: if a setting is not positive.
     """
 
     _compatibles = []
@@ -50,10 +50,11 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, rtol: float = 1e-3, atol: float = 1e-6):
-        for name, value in (("rtol", rtol), ("atol", atol)):
+        for name, value in (("num_train_timesteps", num_train_timesteps), ("rtol", rtol), ("atol", atol)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive.")
         self.timesteps = None
+        self.num_evaluations = 0
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Prepares a run. The first step tried is 1 / num_inference_steps long; what follows, the error decides."""

@@ -20,7 +20,7 @@ DIFFUSION_FORMS = {
 }
 SOLVERS = ("euler", "heun")
 LAST_STEPS = ("mean", "tweedie", "euler", None)
-SBDM_START = 0.999  # "sbdm" is infinite at t = 1; SiT starts as far from it
+SBDM_START = 0.999  # "sbdm" is infinite at t = 1; as far from it as SiT's code keeps from its other singularities
 
 
 def score_from_velocity(velocity: torch.Tensor, x: torch.Tensor, t: float) -> torch.Tensor:
@@ -69,6 +69,8 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}.")
+        if num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps is {num_train_timesteps}; it must be at least 1.")
         if not 0 <= diffusion_norm < math.inf:
             raise ValueError(f"diffusion_norm is {diffusion_norm}; it must be finite and at least 0.")
         if last_step is not None and not 0 < last_step_size < 1:
