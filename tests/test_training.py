@@ -141,7 +141,7 @@ def test_runs_are_compared(tmp_path, capsys):
     assert "demo | DEMO 1 × 16 | flow |" in demo and "%" in demo
     assert "dit | DiT 1 × 16 | ddpm |" in dit and dit.endswith("|  |  |")
     assert Image.open(tmp_path / "losses.png").size[0] > 100
-    with pytest.raises(SystemExit, match="it must be in a folder that exists"):
+    with pytest.raises(SystemExit, match="file in a folder there is"):
         compare_runs([str(runs[0]), "--out", str(tmp_path / "nowhere/losses.png")])
     with pytest.raises(SystemExit, match="nowhere is not the folder of a finished run"):
         compare_runs([str(runs[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "more.png")])
