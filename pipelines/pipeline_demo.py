@@ -207,6 +207,12 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {self._latent_shape(batch_size)}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {list(OUTPUT_TYPES)}.")
+        channels = self.transformer.config.in_channels
+        if self.vae is None and channels not in (1, 3) and output_type != "latent":
+            raise ValueError(
+                f"The pipeline has no autoencoder, and its samples have {channels} channels, which are no picture. Use "
+                "output_type='latent', or put an autoencoder in: pipe.register_modules(vae=…)."
+            )
 
 
 @contextmanager

@@ -68,14 +68,18 @@ def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, trained_with
     if scheduler.config.prediction_type != trained_with.config.prediction_type:
         raise ValueError(
             f"{name} integrates {scheduler.config.prediction_type!r}, but this network was trained for "
-            f"{trained_with.config.prediction_type!r}. Create it with {name}.from_config(pipe.scheduler.config)."
+            f"{trained_with.config.prediction_type!r}. {_advice(name)}"
         )
     own, known = scheduler.alphas_cumprod.cpu(), trained_with.alphas_cumprod.cpu()
     if own.shape != known.shape or not torch.allclose(own, known, atol=1e-6):
         raise ValueError(
             f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "
-            f"Create it with {name}.from_config(pipe.scheduler.config)."
+            f"{_advice(name)}"
         )
+
+
+def _advice(name: str) -> str:
+    return f"Create it with {name}.from_config(scheduler.config), from the scheduler that the pipeline was loaded with."
 
 
 def takes_learned_variance(scheduler: SchedulerMixin) -> bool:

@@ -74,6 +74,7 @@ def test_none_is_an_attention_mode(tmp_path):
         ),
         ("", ["--transformer", "DiT-S/2", "--window_size", "4"], "DiT-S/2 has no config field ['window_size']"),
         ("", ["--transformer", "DEMO-H/2"], "Unknown transformer 'DEMO-H/2'"),
+        ("", ["--eval_every", "5"], "eval_every is 5, which needs eval_reference"),
         ("", ["--reverse_time", "true"], "reverse_time is for the flow objective"),
         ("", ["--transformer", "SiT-S/2"], "SiT-S/2 sees the flow objective's time"),
         ("", ["--sampler", "sde"], "sampler is 'sde'; for objective 'ddpm' it must be one of ['ddpm', 'ddim']"),

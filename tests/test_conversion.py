@@ -361,6 +361,7 @@ def test_wrong_targets_are_named(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_converted_are_named(tmp_path):
     new = tmp_path / "new.pt"
     fails("is no pipeline folder of this package", tmp_path / "nowhere", new)
+    fails("There is no file .*nowhere.pt", tmp_path / "nowhere.pt", tmp_path / "new")
     DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler()).save_pretrained(tmp_path / "demo")
     fails("DEMOTransformer2DModel has no official format", tmp_path / "demo", new)
     fails("is a pipeline of this package already", tmp_path / "demo", tmp_path / "new")

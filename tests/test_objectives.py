@@ -166,9 +166,9 @@ def test_bfloat16_output_is_scored_in_float32(ddpm):
 
 def test_wrong_settings_are_named(ddpm):
     x0 = ddpm["x0"]
-    with pytest.raises(ValueError, match="gives 4 channels.*out_channels=8"):
+    with pytest.raises(ValueError, match="gives 4 channels.*out_channels to 8"):
         DDPMObjective().losses(x0, x0, x0, ddpm["timesteps"])
-    with pytest.raises(ValueError, match="gives 3 channels.*out_channels=4"):
+    with pytest.raises(ValueError, match="gives 3 channels.*out_channels to 4"):
         FlowObjective().losses(x0[:, :3], x0, x0, torch.rand(16))
     with pytest.raises(ValueError, match="'cosine'.*logit_normal"):
         FlowObjective("cosine")

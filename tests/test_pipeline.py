@@ -212,7 +212,7 @@ def test_labels_by_name_number_and_tensor():
     assert pipeline.label_names.class_ids("otter") == [3]
     assert pipeline.label_names.class_ids(torch.tensor([5, 6])) == [5, 6]
     assert pipeline.labels["owl"] == 5 and "crane" not in pipeline.labels
-    assert len(pipeline("otter", num_inference_steps=1).images) == 1
+    assert len(pipeline("otter", num_inference_steps=1, output_type="latent").images) == 1
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,7 @@ def test_labels_by_name_number_and_tensor():
         ([1], {"latents": torch.zeros(1, 4, 8, 9)}, r"\(1, 4, 8, 9\); expected \(1, 4, 8, 8\)"),
         ([1, 2], {"generator": [torch.Generator()]}, "1 generators.*2 samples"),
         ([1], {"output_type": "jpeg"}, "'jpeg'.*pil"),
+        ([1], {"output_type": "pil"}, "no autoencoder, and its samples have 4 channels.*output_type='latent'"),
     ],
 )
 def test_wrong_arguments_are_named_before_any_step(labels, options, message):
@@ -335,7 +336,7 @@ def test_sampling_normalises_by_running_statistics_whatever_the_mode():
 
 
 def test_values_that_are_not_finite_are_not_returned_as_images():
-    pipeline = flow_pipeline()
+    pipeline = quiet(DEMOPipeline(tiny_transformer(in_channels=3, out_channels=3), FlowObjective().scheduler()))
     with torch.no_grad():
         pipeline.transformer.output.proj.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):

@@ -17,10 +17,12 @@ from diffusers import (
 )
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 from demo_diffusion.eval.compare_runs import main as compare_runs
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
+from demo_diffusion.eval.reference import main as make_reference
 from demo_diffusion.train.configuration import DataConfig, parse_config
 from demo_diffusion.train.figures import labelled_grid
 from demo_diffusion.train.image_data import batches, load_images
@@ -146,6 +148,28 @@ def test_runs_are_compared(tmp_path, capsys):
     with pytest.raises(SystemExit, match="nowhere is not the folder of a finished run"):
         compare_runs([str(runs[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "more.png")])
     assert not (tmp_path / "more.png").exists()
+
+
+def test_samples_are_scored_in_training(tmp_path):
+    reference = tmp_path / "digits.npz"
+    data = ["--dataset", str(image_folder(tmp_path / "images")), "--resolution", "8"]
+    make_reference([*data, "--extractor", "efficientnet_lite0", "--out", str(reference)])
+    options = {"eval_every": 4, "eval_samples": 6, "eval_reference": reference}
+    run = train(tmp_path / "run", **options)
+    steps = ["step-000000004", "step-000000008"]
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == steps
+    results = json.loads((run / "evaluation" / steps[0] / "results.json").read_text())
+    assert results["fingerprint"]["step"] == 4 and results["num_samples"] == 6
+    assert {path.name for path in (run / "evaluation" / steps[0]).iterdir()} == {
+        "fingerprint.json", "results.json", "contact_sheet.png",
+    }  # fmt: skip
+    events = EventAccumulator(str(next((run / "tensorboard").rglob("events*")).parent)).Reload()
+    logged = events.Scalars("eval/fd_efficientnet_lite0")
+    assert [event.step for event in logged] == [4, 8]
+    assert logged[0].value == pytest.approx(results["metrics"]["fd_efficientnet_lite0"], rel=1e-6)
+    with pytest.raises(SystemExit, match="There is no file .*nowhere.npz"):
+        train(tmp_path / "other", **{**options, "eval_reference": tmp_path / "nowhere.npz"})
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):

@@ -120,6 +120,10 @@ class RunConfig:
     guidance_scale: float = _field(4.0, "classifier-free guidance of the grids")
     grid_classes: int = _field(10, "rows of a grid: the first n classes")
     grid_columns: int = _field(8, "samples a class in a grid")
+    eval_every: int = _field(0, "steps between scores of EMA samples against eval_reference; 0: never")
+    eval_samples: int = _field(5000, "samples of each such score, without guidance")
+    eval_reference: str | None = _field(None, "statistics of real images, made by eval/reference.py")
+    inception_weights: str | None = _field(None, "Inception's state dict; None: torch-fidelity downloads it")
     knn_samples: int = _field(0, "samples whose class a nearest-neighbour classifier checks at the end; 0: none")
 
 
@@ -270,6 +274,7 @@ POSITIVE = (
     "num_inference_steps",
     "grid_classes",
     "grid_columns",
+    "eval_samples",
 )
 NOT_NEGATIVE = (
     "num_workers",
@@ -280,6 +285,7 @@ NOT_NEGATIVE = (
     "guidance_scale",
     "knn_samples",
     "direction_weight",
+    "eval_every",
 )
 SHARES = ("label_dropout", "ema_decay")
 
@@ -298,6 +304,8 @@ def _check(config: TrainingConfig) -> None:
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")
     _check_objective(config.objective)
     check_fields(config.model.transformer, config.model.overrides())
+    if values["eval_every"] and values["eval_reference"] is None:
+        raise ValueError(f"eval_every is {values['eval_every']}, which needs eval_reference.")
     samplers = SAMPLERS[values["objective"]]
     if values["sampler"] not in (None, *samplers):
         raise ValueError(

@@ -29,6 +29,7 @@ from demo_diffusion.train.configuration import ModelConfig, ObjectiveConfig, Tra
 from demo_diffusion.train.figures import sample_grid, save_loss_curves
 from demo_diffusion.train.image_data import BatchOrder, batches, load_images
 from demo_diffusion.train.run_folder import RunFolder
+from demo_diffusion.train.scoring import Scoring
 
 
 class Trainer:
@@ -46,6 +47,7 @@ class Trainer:
         self.vae = load_vae(config.data.vae, self.images.channels, self.accelerator.device)
         self.accelerator.print(f"{len(self.images.dataset):,} images of {self.images.num_classes:,} classes")
         self.objective = create_objective(config.objective).to(self.accelerator.device)
+        self.scoring = Scoring(config.run, self.accelerator.device) if config.run.eval_every else None
         # Both raise now what would else be found when the data or the first grid is needed.
         self._batch_order(first_step=0)
         set_timesteps(self._sampler(), config.run.num_inference_steps, self.accelerator.device)
@@ -132,6 +134,8 @@ class Trainer:
                 self.folder.save_checkpoint(self.accelerator, self.ema, done)
             if run.sample_every and done % run.sample_every == 0 and done < num_steps:
                 self.save_grid(done)
+            if run.eval_every and done % run.eval_every == 0:
+                self.accelerator.log(self.scoring.score(self.ema, self.pipeline(), self.folder.path, done), step=done)
             last_log += time.perf_counter() - paused
 
     def train_step(self, batch_iterator, step: int) -> torch.Tensor:

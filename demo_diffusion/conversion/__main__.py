@@ -29,6 +29,7 @@ from .diffusers_dit import convert_diffusers_dit
 from .official import convert_dit, convert_sit, to_official
 
 CONVERTERS = {"dit": convert_dit, "sit": convert_sit}
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-{kind}"
 SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
 
@@ -208,6 +209,8 @@ def _read_foreign(source: Path, options: argparse.Namespace) -> DEMOPipeline:
     if source.is_file():
         _check_unused(options, "as_official")
         return pipeline_from_official(source, options.family, options.num_attention_heads, options.vae)
+    if source.suffix in CHECKPOINT_SUFFIXES:
+        raise ValueError(f"There is no file {source}.")
     if _is_ours(source):
         raise ValueError(f"{source} is a pipeline of this package already; for official weights give a .pt target.")
     _check_unused(options, "family", "num_attention_heads", "vae")

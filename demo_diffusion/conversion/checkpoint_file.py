@@ -48,5 +48,7 @@ def _load(path: Path) -> object:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of tensors: it is damaged, of another kind, or holds Python "
+            "objects besides tensors and the training options, which are not executed. Save its state_dict() alone."
+        ) from error

@@ -89,7 +89,7 @@ class DDPMObjective(nn.Module):
         if out_channels != 2 * in_channels:
             raise ValueError(
                 f"The network gives {out_channels} channels for {in_channels}; noise and learned variance need "
-                f"{2 * in_channels}. Create it with out_channels={2 * in_channels}."
+                f"{2 * in_channels}. Set out_channels to {2 * in_channels}."
             )
 
     def scheduler(self) -> DDPMScheduler:

@@ -57,8 +57,8 @@ class FlowObjective(nn.Module):
         """Raises a ValueError if a network with these channels does not fit."""
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(
-                f"The network gives {out_channels} channels for {in_channels}; the velocity needs {in_channels}. "
-                f"Create it with out_channels={in_channels}."
+                f"The network gives {out_channels} channels for {in_channels}; the velocity needs {in_channels} (or "
+                f"twice as many, as SiT has). Set out_channels to {in_channels}."
             )
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:

@@ -1,0 +1,28 @@
+"""Samples beside their nearest real images, so that copies of training images are seen."""
+
+import torch
+from PIL import Image
+
+from demo_diffusion.eval.distances import nearest
+from demo_diffusion.eval.feature_shards import FeatureShards
+from demo_diffusion.eval.reference_statistics import Reference
+from demo_diffusion.train.figures import labelled_grid
+
+NEIGHBORS_SHOWN = 5
+
+
+def contact_sheet(shards: FeatureShards, reference: Reference, labels: list[int] | None) -> Image.Image:
+    """One row for each sample whose image was kept: the sample, then the real images nearest in feature space."""
+    images = shards.read_shard(0, "images")
+    features = shards.read_shard(0, "pooled")[: len(images)]
+    real = torch.from_numpy(reference.features)
+    count = min(NEIGHBORS_SHOWN, len(real))
+    indices = nearest(features, real, count)
+    size = tuple(images.shape[:1:-1])
+    rows = [
+        [Image.fromarray(image.permute(1, 2, 0).numpy())]
+        + [Image.fromarray(reference.images[i]).resize(size) for i in row.tolist()]
+        for image, row in zip(images, indices, strict=True)
+    ]
+    names = [f"sample {i}" if labels is None else f"class {labels[i]}" for i in range(len(images))]
+    return labelled_grid(rows, names)

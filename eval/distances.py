@@ -1,0 +1,88 @@
+"""Distances between sets of features, and the scores of one set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+IS_SPLIT_SIZE = 5000  # ADM's evaluator takes consecutive splits of this size
+NEIGHBORS = 3  # of precision and recall
+
+
+@dataclass
+class Moments:
+    """n, Σx and Σxxᵀ of features (n, D), in float64; they add up over parts and processes."""
+
+    count: int
+    total: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "Moments":
+        x = features.double().numpy()
+        return cls(len(x), x.sum(axis=0), x.T @ x)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The unbiased one, as numpy.cov gives it.
+
+        Raises:
+            ValueError: if there are fewer than two samples.
+        """
+        if self.count < 2:
+            raise ValueError(f"A covariance needs at least 2 samples; there are {self.count}.")
+        mean = self.mean
+        return (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) (arXiv 1706.08500, eq. 6).
+
+    The trace of the root is the sum of the roots of the eigenvalues of Rᵀ Σ₂ R with R Rᵀ = Σ₁: symmetric, and exact for
+    singular covariances.
+    """
+    values, vectors = np.linalg.eigh(covariance1.astype(np.float64))
+    root = vectors * np.sqrt(values.clip(min=0))
+    eigenvalues = np.linalg.eigvalsh(root.T @ covariance2.astype(np.float64) @ root)
+    root_trace = np.sqrt(eigenvalues.clip(min=0)).sum()
+    difference = mean1.astype(np.float64) - mean2.astype(np.float64)
+    return float(difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2 * root_trace)
+
+
+def inception_score(logits: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation over consecutive, unshuffled splits of `IS_SPLIT_SIZE` (arXiv 1606.03498)."""
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    result = isc_features_to_metric(logits, splits=max(1, len(logits) // IS_SPLIT_SIZE), shuffle=False)
+    return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
+
+
+def kernel_distance(samples: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the unbiased polynomial MMD² over subsets (KID, arXiv 1801.01401)."""
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    size = min(KID_SUBSET_SIZE, len(samples), len(reference))
+    result = kid_features_to_metric(
+        samples, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, rng_seed=2020, verbose=False
+    )
+    return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
+
+
+def precision_recall(samples: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """Improved precision and recall with k = 3 (arXiv 1904.06991)."""
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    return calculate_precision_recall_part(samples, reference, neighborhood=NEIGHBORS)
+
+
+def nearest(samples: torch.Tensor, reference: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices (n, count) of the reference features nearest to each sample's, nearest first."""
+    return torch.cdist(samples, reference).topk(count, largest=False).indices

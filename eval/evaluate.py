@@ -1,0 +1,201 @@
+"""Measures a generator: `torchrun --nproc_per_node N eval/evaluate.py --pipeline FOLDER --reference ref.npz --out RUN`.
+
+Samples, extracts features and scores; or scores images that something else made (--images, --npz). The same command,
+with any number of processes, continues an interrupted evaluation and ends with the same features, bit for bit.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.eval.evaluation import check_fingerprint, extract_features, in_words, write_results
+from demo_diffusion.eval.extractors import EXTRACTORS, create_extractor
+from demo_diffusion.eval.feature_shards import FeatureShards
+from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
+from demo_diffusion.eval.image_sources import ImageSource, SampleArray, SampleFolder
+from demo_diffusion.eval.reference_statistics import Reference, file_hash, write_npz
+from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.pipelines.samplers import create_sampler
+from demo_diffusion.profiling import count_macs
+from demo_diffusion.train.run_folder import provenance
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHEET_SAMPLES = 16
+
+
+def _field(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class EvaluationConfig:
+    """One evaluation. Exactly one of pipeline, images and npz."""
+
+    out: str = _field("", "folder of this evaluation")
+    reference: str = _field("", "statistics of real images, made by eval/reference.py")
+    pipeline: str | None = _field(None, "pipeline folder or hub id to sample from")
+    images: str | None = _field(None, "folder of .png samples")
+    npz: str | None = _field(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
+    num_samples: int | None = _field(None, "default: 50,000 from a pipeline, all there are otherwise")
+    sampler: str | None = _field(None, "ddpm, ddim; euler, heun, dopri5, sde (flow); default: the pipeline's own")
+    num_inference_steps: int = _field(250, "steps of the sampler")
+    guidance_scale: float = _field(1.0, "classifier-free guidance; 1: none")
+    guidance_low: float = _field(0.0, "guidance acts from this t on, 0 data …")
+    guidance_high: float = _field(1.0, "… to this, 1 noise")
+    guidance_channels: int | None = _field(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
+    labels: Literal["balanced", "random"] = _field("balanced", "index mod classes, or drawn")
+    seed: int = _field(0, "of noise and drawn labels")
+    dtype: Literal["float32", "bfloat16", "float16"] = _field("float32", "of the network and the autoencoder")
+    batch_size: int = _field(50, "samples at once on a process")
+    shard_size: int = _field(500, "samples in a file of features, the unit of resuming")
+    extractor: str = _field("inception", f"one of {', '.join(EXTRACTORS)}")
+    inception_weights: str | None = _field(None, "its state dict; default: torch-fidelity downloads it")
+    export: bool = _field(False, "write the samples as samples.npz, as ADM's evaluator takes them")
+
+    def check(self) -> None:
+        """Raises a ValueError if the options do not fit together."""
+        sources = {name: getattr(self, name) for name in ("pipeline", "images", "npz")}
+        if sum(value is not None for value in sources.values()) != 1:
+            raise ValueError(f"Give exactly one of --pipeline, --images and --npz; got {sources}.")
+        for name in ("out", "reference"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing.")
+        for name, least in (("num_samples", 2), ("num_inference_steps", 1), ("batch_size", 1), ("shard_size", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it must be at least 0.")
+        if self.extractor not in EXTRACTORS:
+            raise ValueError(f"--extractor is {self.extractor!r}; it must be one of {list(EXTRACTORS)}.")
+
+
+def open_source(config: EvaluationConfig, device: torch.device) -> tuple[ImageSource, dict]:
+    """The images and what makes them what they are.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    if config.images is not None:
+        source = SampleFolder(Path(config.images))
+        listing = "".join(f"{path.name} {path.stat().st_size}\n" for path in source.files)
+        return source, {"images": config.images, "listing": hashlib.sha256(listing.encode()).hexdigest()}
+    if config.npz is not None:
+        return SampleArray(Path(config.npz)), {"npz": config.npz, "sha256": file_hash(Path(config.npz))}
+    pipeline = load_pipeline(config, device)
+    plan = SamplingPlan(
+        50_000 if config.num_samples is None else config.num_samples,
+        config.num_inference_steps,
+        config.guidance_scale,
+        (config.guidance_low, config.guidance_high),
+        config.guidance_channels,
+        config.labels,
+        config.seed,
+    )
+    facts = {**describe_pipeline(pipeline), **dataclasses.asdict(plan), "dtype": config.dtype}
+    return GeneratedSamples(pipeline, plan), facts
+
+
+def load_pipeline(config: EvaluationConfig, device: torch.device) -> DEMOPipeline:
+    """Raises a ValueError if it cannot be read, or has no such sampler."""
+    try:
+        pipeline = DEMOPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The pipeline {config.pipeline} cannot be read: {error}") from error
+    pipeline.scheduler = create_sampler(pipeline.scheduler, config.sampler)
+    return pipeline.to(device)
+
+
+def describe_pipeline(pipeline: DEMOPipeline) -> dict:
+    """What decides its samples: the weights by hash, the sampler with its settings; and the network's size."""
+    settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    return {
+        "network": type(pipeline.transformer).__name__,
+        **network_size(pipeline.transformer),
+        "weights": weights_hash(pipeline.transformer),
+        "vae": None if pipeline.vae is None else weights_hash(pipeline.vae),
+        "sampler": type(pipeline.scheduler).__name__,
+        "sampler_settings": settings,
+    }
+
+
+def network_size(transformer: ClassConditionalTransformer) -> dict:
+    config = transformer.config
+    with torch.device("meta"):
+        network = type(transformer).from_config(config)
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        sample = torch.zeros(1, config.in_channels, height, width)
+        macs = count_macs(network, sample, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    return {"parameters": sum(p.numel() for p in transformer.parameters()), "gmacs": macs / 1e9}
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(config: EvaluationConfig) -> None:
+    """Evaluates; rank 0 writes and prints the results.
+
+    Raises:
+        ValueError: if something that was given is not fit.
+    """
+    config.check()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():
+        extractor = create_extractor(config.extractor, config.inception_weights, state.device)
+    reference, out = Reference.load(Path(config.reference)), Path(config.out)
+    reference.check_extractor(Path(config.reference), extractor.name, extractor.fingerprint)
+    source, facts = open_source(config, state.device)
+    num_samples = len(source) if config.num_samples is None else config.num_samples
+    if num_samples > len(source):
+        raise ValueError(f"--num_samples is {num_samples}, but there are only {len(source)} images.")
+    fingerprint = {
+        **facts,
+        "num_samples": num_samples,
+        "batch_size": config.batch_size,
+        "shard_size": config.shard_size,
+        "extractor": extractor.name,
+        "extractor_weights": extractor.fingerprint,
+        "reference": reference.source,
+        "reference_sha256": file_hash(Path(config.reference)),
+        "export": config.export,
+    }
+    if state.is_main_process:
+        check_fingerprint(out, fingerprint)
+    state.wait_for_everyone()
+    shards = FeatureShards(out / "shards", num_samples, config.shard_size)
+    keep_images = num_samples if config.export else SHEET_SAMPLES
+    speed = extract_features(source, extractor, shards, config.batch_size, state, keep_images)
+    if state.is_main_process:
+        labels = None if source.labels is None else source.labels[:num_samples]
+        facts = {"fingerprint": fingerprint, "images_per_second": speed, **provenance(state)}
+        metrics = write_results(out, shards, reference, labels, extractor, facts)
+        print(f"{num_samples:,} samples: {in_words(metrics)}")
+        if config.export:
+            images = shards.read("images").permute(0, 2, 3, 1).numpy()
+            write_npz(out / "samples.npz", arr_0=images, **({} if labels is None else {"arr_1": np.array(labels)}))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = HfArgumentParser(EvaluationConfig, description=__doc__, allow_abbrev=False)
+    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    try:
+        run(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Images to measure: samples or real ones, from a folder, an .npz file or a dataset, as uint8 RGB, read by index."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from demo_diffusion.eval.reference_statistics import read_npz
+from demo_diffusion.train.image_data import LabelledImages, center_crop, to_rgb
+
+READERS = 4  # threads that decode
+
+
+class ImageSource(Protocol):
+    """n images of one size; `labels` are their classes, if known."""
+
+    labels: list[int] | None
+
+    def __len__(self) -> int: ...
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Images start … stop − 1 as uint8 (B, 3, H, W); raises a ValueError that names an image that is not fit."""
+
+
+class ReadImages:
+    """Images that exist: `self[i]` is image i as uint8 (3, H, W)."""
+
+    labels: list[int] | None = None
+
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Images start … stop − 1 as uint8 (B, 3, H, W); threads decode the next batch while one is used."""
+        parts = [range(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
+        with ThreadPoolExecutor(READERS) as readers:
+            pending = [readers.submit(self.__getitem__, i) for part in parts[:1] for i in part]
+            for later in [*parts[1:], range(0)]:
+                current, pending = pending, [readers.submit(self.__getitem__, i) for i in later]
+                yield torch.stack([image.result() for image in current])
+
+
+class SampleFolder(ReadImages):
+    """Generated images: every .png under a folder, in the order of their names.
+
+    Raises:
+        ValueError: if there is none, or (when it is read) one is damaged, not 8-bit RGB, or of another size.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+        self.files = sorted(folder.rglob("*.png"))
+        if not self.files:
+            lossy = sorted({f.suffix for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS})
+            hint = f" It has {', '.join(lossy)}; samples must be lossless." if lossy else ""
+            raise ValueError(f"{folder} holds no .png file.{hint}")
+        self.size = read_image(self.files[0]).size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        path = self.files[index]
+        image = read_image(path)
+        if image.mode != "RGB":
+            raise ValueError(f"{path} has mode {image.mode}; samples must be 8-bit RGB. Convert it first.")
+        if image.size != self.size:
+            raise ValueError(f"{path} is {image.size} pixels, but {self.files[0]} is {self.size}; sizes must be equal.")
+        return to_tensor(image)
+
+
+class SampleArray(ReadImages):
+    """Generated images in ADM's layout: an .npz file with "arr_0" (N, H, W, 3) uint8 and maybe "arr_1" (N,) labels.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+
+    def __init__(self, path: Path):
+        content = read_npz(path)
+        if "arr_0" not in content:
+            raise ValueError(f"{path} has no 'arr_0'; it has {list(content)}.")
+        self.images = content["arr_0"]
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3 or not len(self.images):
+            raise ValueError(
+                f"{path}: arr_0 is {self.images.dtype} of shape {self.images.shape}; it must be uint8 (N, H, W, 3)."
+            )
+        labels = content.get("arr_1")
+        if labels is not None and (labels.shape != self.images.shape[:1] or labels.dtype.kind not in "iu"):
+            raise ValueError(f"{path}: arr_1 is {labels.dtype} of shape {labels.shape}; it must be one label an image.")
+        self.labels = None if labels is None else labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
+
+
+class RealFolder(ReadImages):
+    """Real images of any format under a folder, cropped and resized as ADM prepares ImageNet.
+
+    Raises:
+        ValueError: if there is none, or (when it is read) one is damaged.
+    """
+
+    def __init__(self, folder: Path, resolution: int):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+        self.resolution = resolution
+        self.files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        if not self.files:
+            raise ValueError(f"{folder} holds no image; formats are {', '.join(IMG_EXTENSIONS)}.")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        try:
+            return to_tensor(center_crop(to_rgb(read_image(self.files[index])), self.resolution))
+        except ValueError as error:
+            raise ValueError(f"{self.files[index]}: {error}") from error
+
+
+class TrainingImages(ReadImages):
+    """Real images as the network is trained on them."""
+
+    def __init__(self, images: LabelledImages):
+        self.images = images.dataset
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return to_uint8(self.images[index][0][None])[0]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Raises a ValueError that names the file if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 1 or 3, H, W) in [−1, 1] -> uint8 (B, 3, H, W), rounded; grey becomes RGB."""
+    pixels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1)

@@ -1,0 +1,510 @@
+"""Evaluation against torch-fidelity's own results, closed forms, and what users give it by mistake."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+import torch_fidelity.feature_extractor_inceptionv3 as inception_module
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torchvision.models import ResNet50_Weights
+
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.eval.distances import Moments, frechet_distance, inception_score, nearest
+from demo_diffusion.eval.evaluate import main as evaluate
+from demo_diffusion.eval.evaluation import recognized_share
+from demo_diffusion.eval.extractors import EfficientNetExtractor, InceptionExtractor
+from demo_diffusion.eval.feature_shards import FeatureShards
+from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
+from demo_diffusion.eval.image_sources import RealFolder, SampleFolder, to_uint8
+from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.eval.reference_statistics import Reference
+from demo_diffusion.eval.table import main as print_table
+from demo_diffusion.objectives import FlowObjective
+
+from .conftest import tiny_transformer
+from .test_pipeline import quiet
+
+ROOT = Path(__file__).parents[1]
+LITE = ["--extractor", "efficientnet_lite0"]
+
+
+def untrained_inception(path: Path) -> Path:
+    """Writes weights of an untrained Inception in torch-fidelity's format, such that features of images differ."""
+
+    class Untrained(inception_module.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict):
+            pass
+
+    download, inception_module.load_state_dict_from_url = inception_module.load_state_dict_from_url, lambda *_, **__: 0
+    torch.manual_seed(0)
+    try:
+        network = Untrained("untrained", ["2048"])
+    finally:
+        inception_module.load_state_dict_from_url = download
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.nn.init.normal_(network.fc.weight, std=0.1)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory) -> Path:
+    return untrained_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+def pictures(folder: Path, count: int, seed: int = 0, size: int = 32, noise: float = 0) -> Path:
+    """Smooth coloured blobs as .png files."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for i in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        pixels = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+        pixels = (pixels + noise * generator.normal(size=pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_sets(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("images")
+    return pictures(root / "samples", 40, seed=1, noise=20), pictures(root / "real", 40, seed=2)
+
+
+@pytest.fixture(scope="session")
+def lite_reference(two_sets, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "reference.npz"
+    make_reference(["--images", str(two_sets[1]), "--resolution", "32", "--out", str(path), *LITE])
+    return path
+
+
+def results_of(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+def test_equals_torch_fidelity(two_sets, random_inception, tmp_path):
+    samples, real = two_sets
+    weights = ["--inception_weights", str(random_inception)]
+    make_reference(["--images", str(real), "--resolution", "32", "--out", str(tmp_path / "ref.npz"), *weights])
+    evaluate(
+        ["--images", str(samples), "--reference", str(tmp_path / "ref.npz"), "--out", str(tmp_path / "run"), *weights]
+    )
+    ours = results_of(tmp_path / "run")["metrics"]
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(samples), input2=str(real), isc=True, fid=True, kid=True, prc=True, cuda=False, cache=False,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(random_inception), isc_splits=1,
+        samples_shuffle=False, kid_subset_size=40, verbose=False, save_cpu_ram=True,
+    )  # fmt: skip
+    for name, key in {
+        "fid": "frechet_inception_distance",
+        "is": "inception_score_mean",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }.items():
+        assert ours[name] == pytest.approx(theirs[key], rel=1e-4, abs=0), name
+    assert ours["fid"] > 1e-3 and ours["kid"] > 1e-3 and ours["is"] > 1.001 and 0 < ours["recall"] < 1
+    assert set(ours) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+
+
+@torch.no_grad()
+def test_spatial_features_are_in_tensorflow_s_order(random_inception):
+    """mixed_6's convolution, one position after the other, the first 7 channels of each."""
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    features = InceptionExtractor(random_inception)(images)
+    assert features.spatial.shape == (2, 17 * 17 * 7) and features.pooled.shape == (2, 2048)
+    network = inception_module.FeatureExtractorInceptionV3(
+        "plain", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(random_inception)
+    )
+    kept = {}
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: kept.update(middle=output))
+    pooled, logits = network(images)
+    by_hand = [kept["middle"][1, c, i, j] for i in range(17) for j in range(17) for c in range(7)]
+    torch.testing.assert_close(features.spatial[1], torch.stack(by_hand), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.pooled, pooled, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_moments_equal_numpy_and_add_up():
+    x = torch.randn(500, 30, dtype=torch.float64) * 3 + 5
+    parts = Moments.of(x[:123]) + Moments.of(x[123:124]) + Moments.of(x[124:])
+    for moments in (Moments.of(x), parts):
+        np.testing.assert_allclose(moments.mean, x.numpy().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(moments.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="at least 2 samples; there are 1"):
+        _ = Moments.of(x[:1]).covariance
+
+
+def test_frechet_distance_has_its_closed_form():
+    a, b, mean = np.array([1.0, 4.0, 0.0]), np.array([9.0, 4.0, 1.0]), np.array([1.0, 2.0, 2.0])
+    expected = 9 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert frechet_distance(mean, np.diag(a), 0 * mean, np.diag(b)) == pytest.approx(expected, rel=1e-12)
+    x, y = np.random.default_rng(0).normal(size=(2, 20, 50))  # fewer samples than dimensions: singular covariances
+    both = [(z.mean(0), np.cov(z, rowvar=False)) for z in (x, y)]
+    assert frechet_distance(*both[0], *both[1]) == pytest.approx(frechet_distance(*both[1], *both[0]), rel=1e-6)
+    assert frechet_distance(*both[0], *both[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_inception_score_takes_consecutive_splits():
+    """Two splits of one sure class each: the score is 1 in both, and would be 2 if they were shuffled."""
+    logits = torch.zeros(10_000, 4)
+    logits[:5000, 0] = logits[5000:, 1] = 100.0
+    assert inception_score(logits) == pytest.approx((1.0, 0.0))
+    assert inception_score(logits[2500:7500])[0] == pytest.approx(2.0)
+
+
+def test_nearest():
+    real = torch.tensor([[0.0, 0], [10, 0], [0, 3]])
+    assert nearest(torch.tensor([[1.0, 0]]), real, 2).tolist() == [[0, 2]]
+
+
+def test_distances_grow_with_the_damage(tmp_path):
+    """Half against half is lowest; then noise in its order, blur and JPEG above it."""
+    extractor = EfficientNetExtractor()
+    pictures(tmp_path / "all", 160, seed=3)
+    source = SampleFolder(tmp_path / "all")
+    images = torch.stack([source[i] for i in range(160)])
+    features = Moments.of(extractor(images[:80]).pooled)
+
+    def distance(damaged: torch.Tensor) -> float:
+        other = Moments.of(extractor(damaged).pooled)
+        return frechet_distance(features.mean, features.covariance, other.mean, other.covariance)
+
+    def noisy(level: float) -> torch.Tensor:
+        return (images[80:] + level * torch.randn(80, 3, 32, 32)).round().clamp(0, 255).to(torch.uint8)
+
+    distances = [distance(images[80:]), *(distance(noisy(level)) for level in (5, 20, 40))]
+    assert distances == sorted(distances) and len(set(distances)) == 4
+
+
+def test_efficientnet_recognises_photographs():
+    """Its weights went into the right layers: scikit-learn's photographs of a temple's hall and of a flower."""
+    extractor = EfficientNetExtractor()
+    for name, expected in (("china.jpg", "palace"), ("flower.jpg", "daisy")):
+        image = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)
+        best = extractor(image[None]).logits[0].topk(5).indices
+        assert expected in [ResNet50_Weights.DEFAULT.meta["categories"][i] for i in best]
+
+
+def test_recognized_share():
+    logits = torch.eye(5)[[0, 1, 2, 2]]
+    assert recognized_share(logits, [0, 1, 2, 3]) == 0.75
+    assert recognized_share(logits, None) is None and recognized_share(logits, [0, 1, 2, 7]) is None
+
+
+def saved_pipeline(folder: Path, **config) -> DEMOPipeline:
+    pipeline = DEMOPipeline(tiny_transformer(in_channels=3, out_channels=3, **config), FlowObjective().scheduler())
+    with torch.no_grad():
+        pipeline.transformer.output.proj.weight.mul_(0.1)
+    pipeline.save_pretrained(folder)
+    return quiet(pipeline)
+
+
+def features_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
+
+
+def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, lite_reference, capsys):
+    pipeline = saved_pipeline(tmp_path / "pipeline")
+    arguments = [
+        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "25",
+        "--num_inference_steps", "3", "--guidance_scale", "2", "--shard_size", "10", "--batch_size", "5", *LITE,
+    ]  # fmt: skip
+    evaluate([*arguments, "--out", str(tmp_path / "run"), "--export", "true"])
+    line = capsys.readouterr().out.strip()
+    assert re.fullmatch(r"25 samples: fd_efficientnet_lite0 [\d.]+, .*", line)
+    results = results_of(tmp_path / "run")
+    assert results["num_samples"] == 25 and results["images_per_second"] > 0
+    assert all(results["metrics"][f"{n}_efficientnet_lite0"] is not None for n in ("fd", "sfd", "kd", "recognized"))
+    assert not [name for name in results["metrics"] if name in ("fid", "kid")]
+    facts = results["fingerprint"]
+    assert facts["sampler"] == "FlowMatchEulerDiscreteScheduler" and facts["guidance_scale"] == 2
+    assert facts["parameters"] == sum(p.numel() for p in pipeline.transformer.parameters())
+    with np.load(tmp_path / "run/samples.npz") as exported:
+        assert exported["arr_0"].shape == (25, 8, 8, 3) and exported["arr_0"].dtype == np.uint8
+        assert exported["arr_1"].tolist() == [i % 10 for i in range(25)]
+        plan = SamplingPlan(25, num_inference_steps=3, guidance_scale=2)
+        again = torch.cat([*GeneratedSamples(pipeline, plan).batches(20, 25, 5)])
+        assert np.array_equal(exported["arr_0"][20:], again.permute(0, 2, 3, 1).numpy())
+    # What was exported scores the same.
+    evaluate(["--npz", str(tmp_path / "run/samples.npz"), "--reference", str(lite_reference), "--out",
+              str(tmp_path / "again"), "--shard_size", "10", "--batch_size", "5", *LITE])  # fmt: skip
+    assert results_of(tmp_path / "again")["metrics"] == results["metrics"]
+    assert Image.open(tmp_path / "run/contact_sheet.png").size[0] > 300
+    print_table([str(tmp_path / "run")])
+    table = capsys.readouterr().out
+    assert "| DEMO-XL/2 | 492.7 | 101.5 | 9.6 |" in table
+    assert "num_samples 25, num_inference_steps 3, guidance_scale 2.0, labels balanced" in table.splitlines()[-1]
+
+
+def test_samples_depend_on_the_seed_and_their_index_alone(tmp_path):
+    pipeline = saved_pipeline(tmp_path / "pipeline")
+
+    def samples(seed=0, labels="balanced", batches=((0, 6),)):
+        plan = SamplingPlan(6, num_inference_steps=2, seed=seed, labels=labels)
+        source = GeneratedSamples(pipeline, plan)
+        return torch.cat([batch for span in batches for batch in source.batches(*span, 2)]), source.labels
+
+    images, labels = samples()
+    assert labels == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(samples(batches=((0, 4), (4, 6)))[0], images)
+    assert not torch.equal(samples(seed=1)[0], images)
+    drawn = samples(labels="random")[1]
+    assert drawn == samples(labels="random")[1] != labels and samples(seed=1, labels="random")[1] != drawn
+
+
+def run_evaluation(processes: int, arguments: list[str], **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(ROOT / "eval/evaluate.py"), *arguments], env=environment, start_new_session=True, **options
+    )
+
+
+def test_killed_and_continued_with_other_processes_gives_the_same_features(tmp_path, lite_reference):
+    saved_pipeline(tmp_path / "pipeline")
+    arguments = [
+        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "60",
+        "--num_inference_steps", "20", "--shard_size", "6", "--batch_size", "3", "--labels", "random", *LITE,
+    ]  # fmt: skip
+    killed = tmp_path / "killed"
+    process = run_evaluation(2, [*arguments, "--out", str(killed)], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(list(killed.glob("shards/*.safetensors"))) < 3:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(list(killed.glob("shards/*.safetensors")))
+    assert 3 <= done < 10 and not (killed / "results.json").exists()
+    (first, *_) = sorted(killed.glob("shards/*.safetensors"))
+    first.write_bytes(first.read_bytes()[:100])  # and one damaged besides
+    assert run_evaluation(1, [*arguments, "--out", str(killed)]).wait() == 0
+    assert run_evaluation(2, [*arguments, "--out", str(tmp_path / "whole")]).wait() == 0
+    for leftover in killed.glob("shards/*.partial"):
+        leftover.unlink()
+    assert features_of(killed) == features_of(tmp_path / "whole") and len(features_of(killed)) == 10
+    assert results_of(killed)["metrics"] == results_of(tmp_path / "whole")["metrics"]
+
+
+def test_another_evaluation_does_not_continue_a_folder(tmp_path, two_sets, lite_reference):
+    arguments = [
+        "--images",
+        str(two_sets[0]),
+        "--reference",
+        str(lite_reference),
+        "--out",
+        str(tmp_path / "run"),
+        *LITE,
+    ]
+    evaluate([*arguments, "--num_samples", "10"])
+    with pytest.raises(SystemExit, match=r"holds another evaluation: num_samples \(was 10, now 12\)"):
+        evaluate([*arguments, "--num_samples", "12"])
+    evaluate([*arguments, "--num_samples", "10"])
+    assert results_of(tmp_path / "run")["images_per_second"] is None
+
+
+def test_adm_s_own_file(tmp_path, random_inception):
+    """Its moments are taken as they are; its images give the features."""
+    generator = np.random.default_rng(0)
+    content = {
+        "mu": generator.normal(size=2048), "sigma": np.eye(2048), "mu_s": generator.normal(size=2023),
+        "sigma_s": np.eye(2023), "arr_0": generator.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8),
+    }  # fmt: skip
+    np.savez(tmp_path / "adm.npz", **content)
+    weights = ["--inception_weights", str(random_inception)]
+    make_reference(["--adm", str(tmp_path / "adm.npz"), "--out", str(tmp_path / "ref.npz"), *weights])
+    reference = Reference.load(tmp_path / "ref.npz")
+    assert np.array_equal(reference.mean, content["mu"]) and reference.features.shape == (6, 2048)
+    with pytest.raises(SystemExit, match="are Inception's"):
+        make_reference(["--adm", str(tmp_path / "adm.npz"), "--out", str(tmp_path / "x.npz"), *LITE])
+    for name, broken in (("mu", {"mu": np.zeros(3)}), ("sigma_s", {"sigma_s": None})):
+        np.savez(tmp_path / "bad.npz", **{k: v for k, v in {**content, **broken}.items() if v is not None})
+        with pytest.raises(SystemExit, match=f"bad.npz is not ADM's reference file: {name} is"):
+            make_reference(["--adm", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "x.npz"), *weights])
+
+
+def test_reference_of_a_dataset_keeps_evenly_spaced_images(tmp_path, monkeypatch):
+    from demo_diffusion.eval import reference as module
+
+    monkeypatch.setattr(module, "MAX_KEPT", 5)
+    for class_name in ("bird", "cat"):
+        pictures(tmp_path / "data" / class_name, 10)
+    data = ["--dataset", str(tmp_path / "data"), "--resolution", "16"]
+    make_reference([*data, "--out", str(tmp_path / "ref.npz"), "--batch_size", "7", *LITE])
+    reference = Reference.load(tmp_path / "ref.npz")
+    assert reference.num_images == 20 and reference.images.shape == (5, 16, 16, 3) and reference.mean.shape == (1280,)
+    source = RealFolder(tmp_path / "data", 16)
+    for kept, index in zip(reference.images, (0, 5, 10, 14, 19), strict=True):
+        assert np.array_equal(kept, source[index].permute(1, 2, 0).numpy())
+
+
+def test_real_images_of_any_kind_become_rgb(tmp_path):
+    pictures(tmp_path / "real", 2, size=50)
+    Image.open(tmp_path / "real/0000.png").convert("L").save(tmp_path / "real/0002.jpg")
+    source = RealFolder(tmp_path / "real", 16)
+    assert len(source) == 3 and all(source[i].shape == (3, 16, 16) for i in range(3))
+
+
+def test_pixels_are_rounded():
+    pixels = torch.tensor([-1.0, 1.0, 0.0, -0.999, 2.0]).view(1, 1, 1, 5)
+    assert to_uint8(pixels)[0, :, 0].tolist() == [[0, 255, 128, 0, 255]] * 3
+
+
+def spoil(folder: Path, name: str, make) -> Path:
+    copy = folder.parent / f"copy-{name}"
+    shutil.copytree(folder, copy)
+    make(copy)
+    return copy
+
+
+def resave(name: str, change):
+    def make(folder: Path) -> None:
+        change(Image.open(folder / name)).save(folder / name)
+
+    return make
+
+
+def new_npz(path: Path, **arrays) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[list, str]]:
+    """Arguments besides --out, and what the message must say."""
+    good_reference = ["--reference", reference]
+    good = np.zeros((4, 32, 32, 3), np.uint8)
+    with np.load(reference) as file:
+        content = dict(file)
+
+    def folder(name, make):
+        return ["--images", spoil(samples, name, make), *good_reference]
+
+    def npz(name, **arrays):
+        return ["--npz", new_npz(tmp / f"{name}.npz", **arrays), *good_reference]
+
+    def ref(name, **changes):
+        changed = {k: v for k, v in {**content, **changes}.items() if v is not None}
+        return ["--images", samples, "--reference", new_npz(tmp / f"{name}.npz", **changed)]
+
+    (tmp / "empty").mkdir()
+    (tmp / "jpegs").mkdir()
+    Image.fromarray(good[0]).save(tmp / "jpegs/a.jpg")
+    (tmp / "text.npz").write_text("not an archive")
+    return {
+        "no source": (good_reference, "exactly one of --pipeline, --images and --npz"),
+        "two sources": (["--images", samples, "--npz", "x.npz", *good_reference], "exactly one of"),
+        "no such folder": (["--images", tmp / "nowhere", *good_reference], "There is no folder .*nowhere"),
+        "empty folder": (["--images", tmp / "empty", *good_reference], "empty holds no .png file"),
+        "lossy images": (["--images", tmp / "jpegs", *good_reference], "jpegs holds no .png.*must be lossless"),
+        "corrupt png": (
+            folder("corrupt", lambda f: (f / "0003.png").write_bytes((f / "0003.png").read_bytes()[:200])),
+            "0003.png cannot be read as an image",
+        ),
+        "mixed sizes": (folder("sizes", resave("0005.png", lambda i: i.resize((40, 32)))), r"0005.png is \(40, 32\)"),
+        "grey": (folder("grey", resave("0004.png", lambda i: i.convert("L"))), "0004.png has mode L"),
+        "transparent": (folder("rgba", resave("0004.png", lambda i: i.convert("RGBA"))), "0004.png has mode RGBA"),
+        "no such npz": (["--npz", tmp / "nowhere.npz", *good_reference], "There is no file .*nowhere.npz"),
+        "no archive": (["--npz", tmp / "text.npz", *good_reference], "text.npz cannot be read"),
+        "no arr_0": (npz("s0", images=good), r"s0.npz has no 'arr_0'; it has \['images'\]"),
+        "float images": (npz("s1", arr_0=good.astype(np.float32)), "arr_0 is float32"),
+        "channels first": (npz("s2", arr_0=good.transpose(0, 3, 1, 2)), "must be uint8"),
+        "no images": (npz("s3", arr_0=good[:0]), "arr_0 is uint8 of shape"),
+        "too few labels": (npz("s4", arr_0=good, arr_1=np.zeros(3, int)), "one label an image"),
+        "pickle": (npz("s5", arr_0=np.array([{}])), "cannot be read as an .npz file of arrays"),
+        "too many samples": (["--images", samples, "--num_samples", "99", *good_reference], "only 40 images"),
+        "no reference": (["--images", samples], "--reference is missing"),
+        "adm reference": (
+            ["--images", samples, "--reference", new_npz(tmp / "adm.npz", mu=good, sigma=good)],
+            "adm.npz is not a reference.*--adm",
+        ),
+        "missing key": (ref("key", covariance=None), r"key.npz is not a reference .* lacks \['covariance'\]"),
+        "other width": (ref("width", mean=content["mean"][:7]), r"width.npz: covariance has shape .* must be \(7, 7\)"),
+        "NaN reference": (ref("nan", mean=content["mean"] * np.nan), "nan.npz: mean has values that are not finite"),
+        "other extractor": (
+            ref("other", facts=np.array(str(content["facts"]).replace("efficientnet_lite0", "inception", 1))),
+            "was made with inception .* measured with efficientnet_lite0",
+        ),
+        "no pipeline": (["--pipeline", tmp / "nowhere", *good_reference], "pipeline .*nowhere cannot be read"),
+        "NaN samples": (["--pipeline", nan_pipeline(tmp), "--num_samples", "4", *good_reference], "not finite"),
+        "other sampler": (
+            ["--pipeline", tmp / "nan", "--sampler", "ddpm", *good_reference],
+            "sampler is 'ddpm'; for objective 'flow'",
+        ),
+        "no steps": (
+            ["--pipeline", tmp / "nan", "--num_inference_steps", "0", *good_reference],
+            "it must be at least 1",
+        ),
+        "unknown extractor": (
+            ["--images", samples, "--extractor", "clip", *good_reference],
+            "'clip'; it must be one of",
+        ),
+    }
+
+
+def nan_pipeline(tmp: Path) -> Path:
+    transformer = tiny_transformer(in_channels=3, out_channels=3)
+    with torch.no_grad():
+        transformer.output.proj.bias.fill_(float("nan"))
+    DEMOPipeline(transformer, FlowObjective().scheduler()).save_pretrained(tmp / "nan")
+    return tmp / "nan"
+
+
+def test_bad_inputs_are_named_and_no_result_is_written(tmp_path, two_sets, lite_reference, monkeypatch):
+    samples = Path(shutil.copytree(two_sets[0], tmp_path / "samples"))
+    extractor = EfficientNetExtractor()  # made once, not for each
+    monkeypatch.setattr("demo_diffusion.eval.extractors.EfficientNetExtractor", lambda device: extractor)
+    cases = bad_inputs(tmp_path, samples, lite_reference)
+    assert len(cases) >= 20
+    for name, (arguments, message) in cases.items():
+        out = tmp_path / f"out {name}"
+        with pytest.raises(SystemExit) as stop:
+            evaluate([*LITE, *map(str, arguments), "--out", str(out)])
+        assert re.search(message, str(stop.value)), (name, str(stop.value))
+        assert str(stop.value).startswith("error: "), name
+        assert not (out / "results.json").exists() and not list(out.glob("shards/*")), name
+
+
+def test_bad_references_are_named(tmp_path, random_inception):
+    def fails(message, *arguments):
+        with pytest.raises(SystemExit) as stop:
+            make_reference([*map(str, arguments), "--out", str(tmp_path / "ref.npz")])
+        assert re.search(message, str(stop.value)) and not (tmp_path / "ref.npz").exists()
+
+    pictures(tmp_path / "one", 1)
+    pictures(tmp_path / "two", 2)
+    (tmp_path / "two/0001.png").write_bytes(b"nothing")
+    fails("no folder", "--images", tmp_path / "nowhere", "--resolution", 8, *LITE)
+    fails("--resolution is None", "--images", tmp_path / "two", *LITE)
+    fails("has 1 image; statistics need at least 2", "--images", tmp_path / "one", "--resolution", 8, *LITE)
+    fails("0001.png.*cannot be read", "--images", tmp_path / "two", "--resolution", 8, *LITE)
+    fails("inception_weights was given", "--images", tmp_path / "one", "--resolution", 8, *LITE,
+          "--inception_weights", random_inception)  # fmt: skip
+    torch.save({"weight": torch.ones(3)}, tmp_path / "weights.pth")
+    fails("Inception cannot be read from .*weights.pth", "--images", tmp_path / "one", "--resolution", 8,
+          "--inception_weights", tmp_path / "weights.pth")  # fmt: skip
+
+
+def test_table_of_what_is_no_evaluation(tmp_path):
+    with pytest.raises(SystemExit, match="holds no results.json"):
+        print_table([str(tmp_path)])
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is not what eval/evaluate.py writes"):
+        print_table([str(tmp_path)])
+
+
+def test_damaged_shards_are_made_again(tmp_path):
+    shards = FeatureShards(tmp_path, num_images=5, shard_size=2)
+    assert len(shards) == 3 and shards.missing() == [0, 1, 2] and shards.span(2) == (4, 5)
