@@ -8,13 +8,13 @@ from demo_diffusion.eval.feature_shards import FeatureShards
 from demo_diffusion.eval.reference_statistics import Reference
 from demo_diffusion.train.figures import labelled_grid
 
-NEIGHBORS_SHOWN = 5
+SHEET_SAMPLES, NEIGHBORS_SHOWN = 16, 5
 
 
 def contact_sheet(shards: FeatureShards, reference: Reference, labels: list[int] | None) -> Image.Image:
-    """One row for each sample whose image was kept: the sample, then the real images nearest in feature space."""
-    images = shards.read_shard(0, "images")
-    features = shards.read_shard(0, "pooled")[: len(images)]
+    """One row for each of the first samples: the sample, then the real images nearest in feature space."""
+    images = shards.first_images(SHEET_SAMPLES)
+    features = shards.read("pooled")[: len(images)]
     real = torch.from_numpy(reference.features)
     count = min(NEIGHBORS_SHOWN, len(real))
     indices = nearest(features, real, count)

@@ -58,11 +58,12 @@ def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarr
 
 
 def inception_score(logits: torch.Tensor) -> tuple[float, float]:
-    """Mean and standard deviation over consecutive, unshuffled splits of `IS_SPLIT_SIZE` (arXiv 1606.03498)."""
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+    """Mean and standard deviation over consecutive splits of `IS_SPLIT_SIZE`, the last maybe shorter (1606.03498)."""
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    result = isc_features_to_metric(logits, splits=max(1, len(logits) // IS_SPLIT_SIZE), shuffle=False)
-    return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
+    parts = [isc_features_to_metric(part, splits=1, shuffle=False) for part in logits.split(IS_SPLIT_SIZE)]
+    scores = [part[KEY_METRIC_ISC_MEAN] for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def kernel_distance(samples: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
@@ -76,8 +77,10 @@ def kernel_distance(samples: torch.Tensor, reference: torch.Tensor) -> tuple[flo
     return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
 
 
-def precision_recall(samples: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
-    """Improved precision and recall with k = 3 (arXiv 1904.06991)."""
+def precision_recall(samples: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | tuple[None, None]:
+    """Improved precision and recall with k = 3 (arXiv 1904.06991); None if one set has no third neighbour."""
+    if min(len(samples), len(reference)) <= NEIGHBORS:
+        return None, None
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
     return calculate_precision_recall_part(samples, reference, neighborhood=NEIGHBORS)

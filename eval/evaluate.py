@@ -5,7 +5,7 @@ with any number of processes, continues an interrupted evaluation and ends with 
 """
 
 import dataclasses
-import hashlib
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,19 +17,18 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.eval.evaluation import check_fingerprint, extract_features, in_words, write_results
+from demo_diffusion.eval.contact_sheet import SHEET_SAMPLES
+from demo_diffusion.eval.evaluation import extract_features, in_words, write_results
 from demo_diffusion.eval.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.feature_shards import FeatureShards
+from demo_diffusion.eval.fingerprint import describe_pipeline, file_hash, start_folder
 from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
 from demo_diffusion.eval.image_sources import ImageSource, SampleArray, SampleFolder
-from demo_diffusion.eval.reference_statistics import Reference, file_hash, write_npz
-from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.eval.reference_statistics import Reference, write_npz
 from demo_diffusion.pipelines.samplers import create_sampler
-from demo_diffusion.profiling import count_macs
 from demo_diffusion.train.run_folder import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHEET_SAMPLES = 16
 
 
 def _field(default, help: str):
@@ -59,6 +58,7 @@ class EvaluationConfig:
     shard_size: int = _field(500, "samples in a file of features, the unit of resuming")
     extractor: str = _field("inception", f"one of {', '.join(EXTRACTORS)}")
     inception_weights: str | None = _field(None, "its state dict; default: torch-fidelity downloads it")
+    imagenet_labels: bool = _field(False, "the labels in --npz are ImageNet's 1,000 classes")
     export: bool = _field(False, "write the samples as samples.npz, as ADM's evaluator takes them")
 
     def check(self) -> None:
@@ -66,6 +66,8 @@ class EvaluationConfig:
         sources = {name: getattr(self, name) for name in ("pipeline", "images", "npz")}
         if sum(value is not None for value in sources.values()) != 1:
             raise ValueError(f"Give exactly one of --pipeline, --images and --npz; got {sources}.")
+        if self.pipeline is None and (given := [name for name in SAMPLING if getattr(self, name) != DEFAULTS[name]]):
+            raise ValueError(f"--{', --'.join(given)} is for sampling from a --pipeline; leave it out.")
         for name in ("out", "reference"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing.")
@@ -78,6 +80,13 @@ class EvaluationConfig:
             raise ValueError(f"--extractor is {self.extractor!r}; it must be one of {list(EXTRACTORS)}.")
 
 
+DEFAULTS = {each.name: each.default for each in dataclasses.fields(EvaluationConfig)}
+SAMPLING = (
+    "sampler", "num_inference_steps", "guidance_scale", "guidance_low", "guidance_high", "guidance_channels", "labels",
+    "seed", "dtype",
+)  # fmt: skip
+
+
 def open_source(config: EvaluationConfig, device: torch.device) -> tuple[ImageSource, dict]:
     """The images and what makes them what they are.
 
@@ -86,11 +95,14 @@ def open_source(config: EvaluationConfig, device: torch.device) -> tuple[ImageSo
     """
     if config.images is not None:
         source = SampleFolder(Path(config.images))
-        listing = "".join(f"{path.name} {path.stat().st_size}\n" for path in source.files)
-        return source, {"images": config.images, "listing": hashlib.sha256(listing.encode()).hexdigest()}
+        return source, {"images_sha256": file_hash(*source.files)}
     if config.npz is not None:
-        return SampleArray(Path(config.npz)), {"npz": config.npz, "sha256": file_hash(Path(config.npz))}
-    pipeline = load_pipeline(config, device)
+        path = Path(config.npz)
+        return SampleArray(path, config.imagenet_labels), {
+            "npz_sha256": file_hash(path),
+            "imagenet_labels": config.imagenet_labels,
+        }
+    pipeline = load_pipeline(config)
     plan = SamplingPlan(
         50_000 if config.num_samples is None else config.num_samples,
         config.num_inference_steps,
@@ -101,48 +113,19 @@ def open_source(config: EvaluationConfig, device: torch.device) -> tuple[ImageSo
         config.seed,
     )
     facts = {**describe_pipeline(pipeline), **dataclasses.asdict(plan), "dtype": config.dtype}
-    return GeneratedSamples(pipeline, plan), facts
+    return GeneratedSamples(pipeline.to(device, DTYPES[config.dtype]), plan), facts
 
 
-def load_pipeline(config: EvaluationConfig, device: torch.device) -> DEMOPipeline:
-    """Raises a ValueError if it cannot be read, or has no such sampler."""
+def load_pipeline(config: EvaluationConfig) -> DEMOPipeline:
+    """Raises a ValueError if it cannot be read whole, or has no such sampler."""
     try:
-        pipeline = DEMOPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The pipeline {config.pipeline} cannot be read: {error}") from error
+        pipeline = DEMOPipeline.from_pretrained(config.pipeline)
+    except Exception as error:  # diffusers raises almost anything on a damaged folder
+        raise ValueError(f"The pipeline {config.pipeline} cannot be read: {error!r}") from error
+    if missing := [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]:
+        raise ValueError(f"The pipeline {config.pipeline} has no weights for {', '.join(missing)}.")
     pipeline.scheduler = create_sampler(pipeline.scheduler, config.sampler)
-    return pipeline.to(device)
-
-
-def describe_pipeline(pipeline: DEMOPipeline) -> dict:
-    """What decides its samples: the weights by hash, the sampler with its settings; and the network's size."""
-    settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    return {
-        "network": type(pipeline.transformer).__name__,
-        **network_size(pipeline.transformer),
-        "weights": weights_hash(pipeline.transformer),
-        "vae": None if pipeline.vae is None else weights_hash(pipeline.vae),
-        "sampler": type(pipeline.scheduler).__name__,
-        "sampler_settings": settings,
-    }
-
-
-def network_size(transformer: ClassConditionalTransformer) -> dict:
-    config = transformer.config
-    with torch.device("meta"):
-        network = type(transformer).from_config(config)
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        sample = torch.zeros(1, config.in_channels, height, width)
-        macs = count_macs(network, sample, torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    return {"parameters": sum(p.numel() for p in transformer.parameters()), "gmacs": macs / 1e9}
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return pipeline
 
 
 def run(config: EvaluationConfig) -> None:
@@ -155,12 +138,14 @@ def run(config: EvaluationConfig) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
         extractor = create_extractor(config.extractor, config.inception_weights, state.device)
-    reference, out = Reference.load(Path(config.reference)), Path(config.out)
-    reference.check_extractor(Path(config.reference), extractor.name, extractor.fingerprint)
+    out, reference = Path(config.out), None
+    if state.is_main_process:
+        reference = Reference.load(Path(config.reference))
+        reference.check_extractor(Path(config.reference), extractor.name, extractor.fingerprint)
     source, facts = open_source(config, state.device)
     num_samples = len(source) if config.num_samples is None else config.num_samples
-    if num_samples > len(source):
-        raise ValueError(f"--num_samples is {num_samples}, but there are only {len(source)} images.")
+    if not 2 <= num_samples <= len(source):
+        raise ValueError(f"--num_samples is {num_samples}; there are {len(source)} images, and at least 2 are needed.")
     fingerprint = {
         **facts,
         "num_samples": num_samples,
@@ -168,24 +153,30 @@ def run(config: EvaluationConfig) -> None:
         "shard_size": config.shard_size,
         "extractor": extractor.name,
         "extractor_weights": extractor.fingerprint,
-        "reference": reference.source,
-        "reference_sha256": file_hash(Path(config.reference)),
         "export": config.export,
     }
     if state.is_main_process:
-        check_fingerprint(out, fingerprint)
+        fingerprint["reference"] = reference.source
+        fingerprint["reference_sha256"] = file_hash(Path(config.reference))
+        start_folder(out, fingerprint)
     state.wait_for_everyone()
     shards = FeatureShards(out / "shards", num_samples, config.shard_size)
     keep_images = num_samples if config.export else SHEET_SAMPLES
     speed = extract_features(source, extractor, shards, config.batch_size, state, keep_images)
     if state.is_main_process:
-        labels = None if source.labels is None else source.labels[:num_samples]
-        facts = {"fingerprint": fingerprint, "images_per_second": speed, **provenance(state)}
-        metrics = write_results(out, shards, reference, labels, extractor, facts)
+        facts = {"source": config.pipeline or config.images or config.npz, "fingerprint": fingerprint}
+        facts["images_per_second"] = speed or previous_speed(out)
+        metrics = write_results(out, shards, reference, extractor, source, {**facts, **provenance(state)})
         print(f"{num_samples:,} samples: {in_words(metrics)}")
         if config.export:
-            images = shards.read("images").permute(0, 2, 3, 1).numpy()
-            write_npz(out / "samples.npz", arr_0=images, **({} if labels is None else {"arr_1": np.array(labels)}))
+            labels = {} if source.labels is None else {"arr_1": np.array(source.labels[:num_samples])}
+            write_npz(out / "samples.npz", arr_0=shards.read("images").permute(0, 2, 3, 1).numpy(), **labels)
+
+
+def previous_speed(out: Path) -> float | None:
+    """That of a finished evaluation whose results are written again."""
+    path = out / "results.json"
+    return json.loads(path.read_text()).get("images_per_second") if path.is_file() else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -193,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     try:
         run(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from demo_diffusion.eval.contact_sheet import contact_sheet
+from demo_diffusion.eval.contact_sheet import SHEET_SAMPLES, contact_sheet
 from demo_diffusion.eval.distances import (
     Moments,
     frechet_distance,
@@ -33,7 +33,7 @@ def extract_features(
     shards: FeatureShards,
     batch_size: int,
     state: PartialState,
-    keep_images: int,
+    keep_images: int = SHEET_SAMPLES,
 ) -> float | None:
     """Fills the missing shards; rank 0 returns when all are there, whichever process makes them.
 
@@ -41,7 +41,7 @@ def extract_features(
     of processes nor an interruption changes a bit.
 
     Args:
-        keep_images: how many images, from index 0, are kept beside the features.
+        keep_images: how many images, from index 0, are kept beside the features (at least those of the contact sheet).
 
     Returns:
         Images a second over all processes; None if there was nothing left to do.
@@ -49,6 +49,8 @@ def extract_features(
     Raises:
         ValueError: if an image is not fit.
     """
+    if state.is_main_process:
+        shards.clean()
     (missing,) = broadcast_object_list([shards.missing() if state.is_main_process else None])
     mine, started = missing[state.process_index :: state.num_processes], time.perf_counter()
     total = sum(end - first for first, end in map(shards.span, mine))
@@ -78,17 +80,20 @@ def moments_of(shards: FeatureShards, name: str) -> Moments:
 
 
 def score(
-    shards: FeatureShards, reference: Reference, labels: list[int] | None, extractor: FeatureExtractor
+    shards: FeatureShards, reference: Reference, extractor: FeatureExtractor, imagenet_labels: list[int] | None
 ) -> dict[str, float | None]:
     """All metrics; what cannot be computed is None.
 
     With Inception they are "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision" and "recall". Other extractors'
-    are other numbers and are called so: "fd_<extractor>", …; an extractor of ImageNet's classes gives "recognized", the
-    share of samples that it gives the class they were drawn for.
+    are other numbers and are called so: "fd_<extractor>", …; "recognized_<extractor>" is the share of the samples whose
+    largest logit is that of their class.
+
+    Args:
+        imagenet_labels: the samples' classes, if they are ImageNet's.
     """
-    pooled, logits = moments_of(shards, "pooled"), shards.read("logits")
-    spatial = moments_of(shards, "spatial")
-    samples, real = shards.read("pooled"), torch.from_numpy(reference.features)
+    pooled, spatial = moments_of(shards, "pooled"), moments_of(shards, "spatial")
+    samples, logits = shards.read("pooled"), shards.read("logits")
+    real = torch.from_numpy(reference.features)
     distance = frechet_distance(pooled.mean, pooled.covariance, reference.mean, reference.covariance)
     spatial_distance = frechet_distance(
         spatial.mean, spatial.covariance, reference.spatial_mean, reference.spatial_covariance
@@ -101,51 +106,27 @@ def score(
             "fid": distance, "sfid": spatial_distance, "is": is_mean, "is_std": is_std, "kid": kernel,
             "kid_std": kernel_std, "precision": precision, "recall": recall,
         }  # fmt: skip
+    recognized = None
+    if imagenet_labels is not None:
+        recognized = (logits.argmax(dim=1) == torch.tensor(imagenet_labels)).float().mean().item()
     scores = {
         "fd": distance, "sfd": spatial_distance, "kd": kernel, "kd_std": kernel_std, "precision": precision,
-        "recall": recall, "recognized": recognized_share(logits, labels),
+        "recall": recall, "recognized": recognized,
     }  # fmt: skip
     return {f"{name}_{extractor.name}": value for name, value in scores.items()}
-
-
-def recognized_share(logits: torch.Tensor, labels: list[int] | None) -> float | None:
-    """Share of the images whose largest logit is that of their class; None if the labels are not ImageNet's."""
-    if labels is None or max(labels) >= logits.shape[1]:
-        return None
-    return (logits.argmax(dim=1) == torch.tensor(labels)).float().mean().item()
-
-
-def check_fingerprint(folder: Path, fingerprint: dict) -> None:
-    """Starts a folder with what makes its numbers, or finds it again.
-
-    Raises:
-        ValueError: if the folder holds an evaluation of something else.
-    """
-    path = folder / "fingerprint.json"
-    if path.is_file():
-        saved = json.loads(path.read_text())
-        names = dict.fromkeys([*saved, *fingerprint])
-        changed = [n for n in names if saved.get(n) != json.loads(json.dumps(fingerprint)).get(n)]
-        if changed:
-            texts = [f"{name} (was {saved.get(name)}, now {fingerprint.get(name)})" for name in changed]
-            raise ValueError(f"{folder} holds another evaluation: {', '.join(texts)}. Choose another --out.")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no evaluation. Choose another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(fingerprint, indent=1))
 
 
 def write_results(
     out: Path,
     shards: FeatureShards,
     reference: Reference,
-    labels: list[int] | None,
     extractor: FeatureExtractor,
+    source: ImageSource,
     facts: dict,
 ) -> dict[str, float | None]:
     """Scores, and writes contact_sheet.png and results.json."""
-    metrics = score(shards, reference, labels, extractor)
+    labels = None if source.labels is None else source.labels[: shards.num_images]
+    metrics = score(shards, reference, extractor, labels if source.labels_are_imagenet else None)
     contact_sheet(shards, reference, labels).save(out / "contact_sheet.png")
     results = {"num_samples": shards.num_images, "metrics": metrics, **facts}
     replace_text(out / "results.json", json.dumps(results, indent=1))

@@ -123,11 +123,12 @@ def create_extractor(
     name: str, inception_weights: Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
     """Raises a ValueError if its weights cannot be had."""
-    if name == "inception":
-        return InceptionExtractor(inception_weights, device)
-    if inception_weights is not None:
-        raise ValueError(f"--inception_weights was given, but the extractor is {name}.")
-    return EfficientNetExtractor(device)
+    with torch.random.fork_rng():  # networks are initialised before their weights are read
+        if name == "inception":
+            return InceptionExtractor(inception_weights, device)
+        if inception_weights is not None:
+            raise ValueError(f"--inception_weights was given, but the extractor is {name}.")
+        return EfficientNetExtractor(device)
 
 
 def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Features of many images in files of a few hundred, so that an interrupted evaluation goes on where it stopped."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,16 +24,24 @@ class FeatureShards:
         """First index and the one after the last."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images)
 
+    def clean(self) -> None:
+        """Removes damaged shards and what killed processes left. Only before any process writes."""
+        for leftover in self.folder.glob("*.partial"):
+            leftover.unlink()
+        for shard in range(len(self)):
+            if self._path(shard).exists() and not self._is_whole(shard):
+                self._path(shard).unlink()
+
     def missing(self) -> list[int]:
-        """Shards that are not there, or damaged."""
-        return [shard for shard in range(len(self)) if not self._is_whole(shard)]
+        """Shards that are not there."""
+        return [shard for shard in range(len(self)) if not self._path(shard).exists()]
 
     def write(self, shard: int, features: Features, images: torch.Tensor) -> None:
         """`images` (n, 3, H, W) are the first n of the shard, kept for a look or an export; n may be 0."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(shard)
+        path, tensors = self._path(shard), {**features._asdict(), "images": images.contiguous()}
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({**features._asdict(), "images": images.contiguous()}, partial)
+        save_file(tensors, partial, metadata={"sha256": _hash(tensors)})
         os.replace(partial, path)
 
     def read(self, name: str) -> torch.Tensor:
@@ -43,6 +52,15 @@ class FeatureShards:
         with safe_open(self._path(shard), "pt") as file:
             return file.get_tensor(name)
 
+    def first_images(self, count: int) -> torch.Tensor:
+        """At most `count` of the kept images from index 0."""
+        kept = []
+        for shard in range(len(self)):
+            kept.append(self.read_shard(shard, "images")[: count - sum(map(len, kept))])
+            if sum(map(len, kept)) >= count or len(kept[-1]) == 0:
+                break
+        return torch.cat(kept)
+
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.safetensors"
 
@@ -50,6 +68,15 @@ class FeatureShards:
         first, end = self.span(shard)
         try:
             with safe_open(self._path(shard), "pt") as file:
-                return file.get_slice("pooled").get_shape()[0] == end - first
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                recorded = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError):
             return False
+        return recorded == _hash(tensors) and len(tensors["pooled"]) == end - first
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()

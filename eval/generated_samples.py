@@ -35,6 +35,7 @@ class GeneratedSamples:
     def __init__(self, pipeline: DEMOPipeline, plan: SamplingPlan):
         self.pipeline, self.plan = pipeline, plan
         self.num_classes = pipeline.transformer.config.num_classes
+        self.labels_are_imagenet = self.num_classes == 1000
         self.labels = [self._label(index) for index in range(plan.num_samples)]
         pipeline.set_progress_bar_config(disable=True)
 

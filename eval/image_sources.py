@@ -20,6 +20,7 @@ class ImageSource(Protocol):
     """n images of one size; `labels` are their classes, if known."""
 
     labels: list[int] | None
+    labels_are_imagenet: bool
 
     def __len__(self) -> int: ...
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
@@ -30,6 +31,7 @@ class ReadImages:
     """Images that exist: `self[i]` is image i as uint8 (3, H, W)."""
 
     labels: list[int] | None = None
+    labels_are_imagenet = False
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
         """Images start … stop − 1 as uint8 (B, 3, H, W); threads decode the next batch while one is used."""
@@ -51,11 +53,12 @@ class SampleFolder(ReadImages):
     def __init__(self, folder: Path):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
-        self.files = sorted(folder.rglob("*.png"))
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        self.files = [f for f in files if f.suffix.lower() == ".png"]
+        if others := sorted({f.suffix for f in files} - {f.suffix for f in self.files}):
+            raise ValueError(f"{folder} holds {', '.join(others)} files; samples must be .png, which loses nothing.")
         if not self.files:
-            lossy = sorted({f.suffix for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS})
-            hint = f" It has {', '.join(lossy)}; samples must be lossless." if lossy else ""
-            raise ValueError(f"{folder} holds no .png file.{hint}")
+            raise ValueError(f"{folder} holds no .png file.")
         self.size = read_image(self.files[0]).size
 
     def __len__(self) -> int:
@@ -78,8 +81,8 @@ class SampleArray(ReadImages):
         ValueError: if it holds something else.
     """
 
-    def __init__(self, path: Path):
-        content = read_npz(path)
+    def __init__(self, path: Path, labels_are_imagenet: bool = False):
+        content, self.labels_are_imagenet = read_npz(path), labels_are_imagenet
         if "arr_0" not in content:
             raise ValueError(f"{path} has no 'arr_0'; it has {list(content)}.")
         self.images = content["arr_0"]
@@ -91,6 +94,8 @@ class SampleArray(ReadImages):
         if labels is not None and (labels.shape != self.images.shape[:1] or labels.dtype.kind not in "iu"):
             raise ValueError(f"{path}: arr_1 is {labels.dtype} of shape {labels.shape}; it must be one label an image.")
         self.labels = None if labels is None else labels.tolist()
+        if labels_are_imagenet and (labels is None or labels.min() < 0 or labels.max() >= 1000):
+            raise ValueError(f"{path}: arr_1 does not hold classes 0 … 999, which --imagenet_labels says.")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -33,5 +33,6 @@ PROTOCOL = {
     "num_inference_steps": 250,
     "guidance_scale": 1.0,
     "labels": "random",
+    "dtype": "float32",
     "extractor": "inception",
 }

@@ -20,6 +20,7 @@ from demo_diffusion.eval.reference_statistics import MAX_KEPT, Reference, read_n
 from demo_diffusion.train.configuration import DataConfig
 from demo_diffusion.train.image_data import load_images
 
+MOMENTS_AT_ONCE = 500
 ADM_ARRAYS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
 
 
@@ -31,21 +32,30 @@ def reference_of(source: ImageSource, extractor: FeatureExtractor, name: str, ba
     """
     if len(source) < 2:
         raise ValueError(f"{name} has {len(source)} image; statistics need at least 2.")
-    pooled = spatial = None
+    pooled, spatial = [], []  # features not yet in the moments
+    moments = [None, None]
     kept = set(np.linspace(0, len(source) - 1, min(len(source), MAX_KEPT)).round().astype(int).tolist())
     features, images, first = [], [], 0
     for batch in tqdm(source.batches(0, len(source), batch_size), total=-(-len(source) // batch_size), unit="batch"):
         made = extractor(batch)
-        pooled = Moments.of(made.pooled) if pooled is None else pooled + Moments.of(made.pooled)
-        spatial = Moments.of(made.spatial) if spatial is None else spatial + Moments.of(made.spatial)
         chosen = [i for i in range(len(batch)) if first + i in kept]
         features.append(made.pooled[chosen])
         images.append(batch[chosen].permute(0, 2, 3, 1))
+        pooled.append(made.pooled)
+        spatial.append(made.spatial)
         first += len(batch)
+        if len(pooled) * batch_size >= MOMENTS_AT_ONCE or first == len(source):
+            moments = [add(total, parts) for total, parts in zip(moments, (pooled, spatial), strict=True)]
+            pooled, spatial = [], []
     return Reference(
-        pooled.mean, pooled.covariance, spatial.mean, spatial.covariance, torch.cat(features).numpy(),
+        moments[0].mean, moments[0].covariance, moments[1].mean, moments[1].covariance, torch.cat(features).numpy(),
         torch.cat(images).numpy(), len(source), extractor.name, extractor.fingerprint, name,
     )  # fmt: skip
+
+
+def add(total: Moments | None, parts: list[torch.Tensor]) -> Moments:
+    new = Moments.of(torch.cat(parts))
+    return new if total is None else total + new
 
 
 def reference_of_adm(path: Path, extractor: FeatureExtractor, batch_size: int) -> Reference:
@@ -66,6 +76,7 @@ def reference_of_adm(path: Path, extractor: FeatureExtractor, batch_size: int) -
     reference.mean, reference.covariance = content["mu"].astype(np.float64), content["sigma"].astype(np.float64)
     reference.spatial_mean = content["mu_s"].astype(np.float64)
     reference.spatial_covariance = content["sigma_s"].astype(np.float64)
+    reference.num_images = None
     return reference
 
 
@@ -96,7 +107,13 @@ def make_reference(options: argparse.Namespace) -> Reference:
         raise ValueError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if options.adm is None and (options.resolution is None or options.resolution < 1):
         raise ValueError(f"--resolution is {options.resolution}; give the side of the samples in pixels.")
-    extractor = create_extractor(options.extractor, options.inception_weights)
+    if options.adm is not None and options.resolution is not None:
+        raise ValueError("--resolution has no meaning for --adm, whose images have their size; leave it out.")
+    existing = next(folder for folder in options.out.absolute().parents if folder.exists())
+    if not existing.is_dir() or options.out.is_dir():
+        raise ValueError(f"--out is {options.out}, where no file can be written.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    extractor = create_extractor(options.extractor, options.inception_weights, device)
     if options.adm is not None:
         return reference_of_adm(options.adm, extractor, options.batch_size)
     if options.images is not None:
@@ -111,10 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
         reference = make_reference(options)
-    except ValueError as error:
+        reference.save(options.out)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    reference.save(options.out)
-    print(f"Wrote {options.out}: {reference.extractor} statistics of {reference.num_images:,} images.")
+    print(f"Wrote {options.out}: {reference.extractor} statistics and {len(reference.features):,} images.")
 
 
 if __name__ == "__main__":

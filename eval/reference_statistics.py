@@ -1,9 +1,7 @@
 """What samples are measured against: the statistics of real images, in one file."""
 
-import hashlib
 import json
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ class Reference:
         spatial_mean, spatial_covariance: the same of the spatial features.
         features: (n, D) float32, pooled features of at most `MAX_KEPT` images.
         images: (n, H, W, 3) uint8, those images.
-        num_images: how many images the statistics are over.
+        num_images: how many images the moments are over; None: not known (ADM's file does not say).
         extractor, extractor_fingerprint: name and weights' hash of the network that made the features.
         source: what it was made from.
     """
@@ -33,13 +31,18 @@ class Reference:
     spatial_covariance: np.ndarray
     features: np.ndarray
     images: np.ndarray
-    num_images: int
+    num_images: int | None
     extractor: str
     extractor_fingerprint: str
     source: str
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file, whole or not at all."""
+        """Writes an .npz file, whole or not at all.
+
+        Raises:
+            ValueError: if there is something in it that `load` would refuse.
+        """
+        self.check(path)
         facts = {name: getattr(self, name) for name in ("num_images", "extractor", "extractor_fingerprint", "source")}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, facts=np.array(json.dumps(facts)), **{name: getattr(self, name) for name in ARRAYS})
@@ -55,7 +58,10 @@ class Reference:
         if missing := [name for name in ("facts", *ARRAYS) if name not in content]:
             hint = " It is ADM's own file: make a reference of it with --adm." if "mu" in content else ""
             raise ValueError(f"{path} is not a reference made by eval/reference.py; it lacks {missing}.{hint}")
-        reference = cls(**{name: content[name] for name in ARRAYS}, **json.loads(str(content["facts"])))
+        try:
+            reference = cls(**{name: content[name] for name in ARRAYS}, **json.loads(str(content["facts"])))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: its facts are not those of a reference: {error}") from error
         reference.check(path)
         return reference
 
@@ -74,8 +80,12 @@ class Reference:
             array = getattr(self, name)
             if array.shape != shape:
                 raise ValueError(f"{path}: {name} has shape {array.shape}; it must be {shape}.")
-            if not np.isfinite(array).all():
+            if array.dtype != (np.uint8 if name == "images" else array.dtype) or array.dtype.kind not in "fu":
+                raise ValueError(f"{path}: {name} is {array.dtype}; features must be floating point, images uint8.")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{path}: {name} has values that are not finite.")
+        if not len(self.features):
+            raise ValueError(f"{path} has the features of no image.")
 
     def check_extractor(self, path: Path, name: str, fingerprint: str) -> None:
         """Raises a ValueError unless the reference was made with this extractor."""
@@ -97,8 +107,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"There is no file {path}.")
     try:
         with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            return {name: content[name] for name in content.files}  # a lone .npy array has no files
+    except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
 
 
@@ -108,12 +118,3 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     with partial.open("wb") as file:
         np.savez(file, **arrays)
     os.replace(partial, path)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

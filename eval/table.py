@@ -11,7 +11,7 @@ from pathlib import Path
 from demo_diffusion.eval.compare_runs import markdown_table
 from demo_diffusion.eval.published import PROTOCOL, TABLE_XIV
 
-ROWS = ("model", "parameters (M)", "GMACs")
+FIRST, LAST = ("model", "parameters (M)", "GMACs"), ("sampler", "reference", "settings that differ")
 
 
 def published_rows() -> list[dict[str, str]]:
@@ -21,6 +21,7 @@ def published_rows() -> list[dict[str, str]]:
             "parameters (M)": f"{row.parameters_m:.1f}",
             "GMACs": f"{row.gmacs:.1f}",
             "fid": f"{row.fid:.1f}",
+            "reference": "ImageNet 256",
             "settings that differ": "published",
         }
         for row in TABLE_XIV
@@ -34,19 +35,24 @@ def our_row(run: Path) -> dict[str, str]:
         raise ValueError(f"{run} holds no results.json; it is not the folder of a finished evaluation.")
     try:
         results = json.loads(path.read_text())
-        metrics, fingerprint = results["metrics"], results["fingerprint"]
+        metrics, fingerprint = dict(results["metrics"]), dict(results["fingerprint"])
+        numbers = {n: "unavailable" if value is None else f"{value:.4g}" for n, value in metrics.items()}
+        size = {}
+        if "parameters" in fingerprint:
+            size = {"parameters (M)": f"{fingerprint['parameters'] / 1e6:.1f}", "GMACs": f"{fingerprint['gmacs']:.1f}"}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what eval/evaluate.py writes: {error!r}") from error
-    size = {}
-    if "parameters" in fingerprint:
-        size = {"parameters (M)": f"{fingerprint['parameters'] / 1e6:.1f}", "GMACs": f"{fingerprint['gmacs']:.1f}"}
     differing = [
-        f"{name} {fingerprint[name]}" for name, value in PROTOCOL.items() if fingerprint.get(name, value) != value
+        f"{name} {fingerprint.get(name, 'unknown')}"
+        for name, value in PROTOCOL.items()
+        if fingerprint.get(name, "unknown") != value
     ]
     return {
         "model": str(run),
         **size,
-        **{name: "unavailable" if value is None else f"{value:.4g}" for name, value in metrics.items()},
+        **numbers,
+        "sampler": fingerprint.get("sampler", "unknown"),
+        "reference": fingerprint.get("reference", "unknown"),
         "settings that differ": ", ".join(differing) or "none",
     }
 
@@ -60,8 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     rows = [*published_rows(), *ours]
-    metrics = list(dict.fromkeys(name for row in rows for name in row if name not in (*ROWS, "settings that differ")))
-    print(markdown_table(rows, [*ROWS, *metrics, "settings that differ"]))
+    metrics = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in (*FIRST, *LAST)]
+    print(markdown_table(rows, [*FIRST, *metrics, *LAST]))
 
 
 if __name__ == "__main__":

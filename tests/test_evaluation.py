@@ -22,8 +22,7 @@ from torchvision.models import ResNet50_Weights
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.distances import Moments, frechet_distance, inception_score, nearest
 from demo_diffusion.eval.evaluate import main as evaluate
-from demo_diffusion.eval.evaluation import recognized_share
-from demo_diffusion.eval.extractors import EfficientNetExtractor, InceptionExtractor
+from demo_diffusion.eval.extractors import EfficientNetExtractor, Features, InceptionExtractor, create_extractor
 from demo_diffusion.eval.feature_shards import FeatureShards
 from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
 from demo_diffusion.eval.image_sources import RealFolder, SampleFolder, to_uint8
@@ -158,10 +157,10 @@ def test_frechet_distance_has_its_closed_form():
 
 
 def test_inception_score_takes_consecutive_splits():
-    """Two splits of one sure class each: the score is 1 in both, and would be 2 if they were shuffled."""
-    logits = torch.zeros(10_000, 4)
+    """Splits of one sure class each: the score is 1 in all, and would be 2 if they were shuffled."""
+    logits = torch.zeros(12_000, 4)
     logits[:5000, 0] = logits[5000:, 1] = 100.0
-    assert inception_score(logits) == pytest.approx((1.0, 0.0))
+    assert inception_score(logits) == pytest.approx((1.0, 0.0))  # 5,000, 5,000 and 2,000
     assert inception_score(logits[2500:7500])[0] == pytest.approx(2.0)
 
 
@@ -171,7 +170,7 @@ def test_nearest():
 
 
 def test_distances_grow_with_the_damage(tmp_path):
-    """Half against half is lowest; then noise in its order, blur and JPEG above it."""
+    """Half against half is lowest; then noise in its order. More kinds: tests/evaluation_proof.py."""
     extractor = EfficientNetExtractor()
     pictures(tmp_path / "all", 160, seed=3)
     source = SampleFolder(tmp_path / "all")
@@ -198,12 +197,6 @@ def test_efficientnet_recognises_photographs():
         assert expected in [ResNet50_Weights.DEFAULT.meta["categories"][i] for i in best]
 
 
-def test_recognized_share():
-    logits = torch.eye(5)[[0, 1, 2, 2]]
-    assert recognized_share(logits, [0, 1, 2, 3]) == 0.75
-    assert recognized_share(logits, None) is None and recognized_share(logits, [0, 1, 2, 7]) is None
-
-
 def saved_pipeline(folder: Path, **config) -> DEMOPipeline:
     pipeline = DEMOPipeline(tiny_transformer(in_channels=3, out_channels=3, **config), FlowObjective().scheduler())
     with torch.no_grad():
@@ -227,7 +220,8 @@ def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, lite_reference, cap
     assert re.fullmatch(r"25 samples: fd_efficientnet_lite0 [\d.]+, .*", line)
     results = results_of(tmp_path / "run")
     assert results["num_samples"] == 25 and results["images_per_second"] > 0
-    assert all(results["metrics"][f"{n}_efficientnet_lite0"] is not None for n in ("fd", "sfd", "kd", "recognized"))
+    assert all(results["metrics"][f"{n}_efficientnet_lite0"] is not None for n in ("fd", "sfd", "kd", "recall"))
+    assert results["metrics"]["recognized_efficientnet_lite0"] is None  # ten classes, not ImageNet's
     assert not [name for name in results["metrics"] if name in ("fid", "kid")]
     facts = results["fingerprint"]
     assert facts["sampler"] == "FlowMatchEulerDiscreteScheduler" and facts["guidance_scale"] == 2
@@ -242,7 +236,8 @@ def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, lite_reference, cap
     evaluate(["--npz", str(tmp_path / "run/samples.npz"), "--reference", str(lite_reference), "--out",
               str(tmp_path / "again"), "--shard_size", "10", "--batch_size", "5", *LITE])  # fmt: skip
     assert results_of(tmp_path / "again")["metrics"] == results["metrics"]
-    assert Image.open(tmp_path / "run/contact_sheet.png").size[0] > 300
+    sheet = Image.open(tmp_path / "run/contact_sheet.png")
+    assert sheet.size[0] > 300 and sheet.size[1] < 17 * 70  # 16 rows, though all images were kept
     print_table([str(tmp_path / "run")])
     table = capsys.readouterr().out
     assert "| DEMO-XL/2 | 492.7 | 101.5 | 9.6 |" in table
@@ -293,8 +288,6 @@ def test_killed_and_continued_with_other_processes_gives_the_same_features(tmp_p
     first.write_bytes(first.read_bytes()[:100])  # and one damaged besides
     assert run_evaluation(1, [*arguments, "--out", str(killed)]).wait() == 0
     assert run_evaluation(2, [*arguments, "--out", str(tmp_path / "whole")]).wait() == 0
-    for leftover in killed.glob("shards/*.partial"):
-        leftover.unlink()
     assert features_of(killed) == features_of(tmp_path / "whole") and len(features_of(killed)) == 10
     assert results_of(killed)["metrics"] == results_of(tmp_path / "whole")["metrics"]
 
@@ -312,8 +305,9 @@ def test_another_evaluation_does_not_continue_a_folder(tmp_path, two_sets, lite_
     evaluate([*arguments, "--num_samples", "10"])
     with pytest.raises(SystemExit, match=r"holds another evaluation: num_samples \(was 10, now 12\)"):
         evaluate([*arguments, "--num_samples", "12"])
+    first = results_of(tmp_path / "run")
     evaluate([*arguments, "--num_samples", "10"])
-    assert results_of(tmp_path / "run")["images_per_second"] is None
+    assert results_of(tmp_path / "run") == first
 
 
 def test_adm_s_own_file(tmp_path, random_inception):
@@ -406,9 +400,13 @@ def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[lis
     return {
         "no source": (good_reference, "exactly one of --pipeline, --images and --npz"),
         "two sources": (["--images", samples, "--npz", "x.npz", *good_reference], "exactly one of"),
+        "guided images": (
+            ["--images", samples, "--guidance_scale", "2", *good_reference],
+            "--guidance_scale is for samp",
+        ),
         "no such folder": (["--images", tmp / "nowhere", *good_reference], "There is no folder .*nowhere"),
         "empty folder": (["--images", tmp / "empty", *good_reference], "empty holds no .png file"),
-        "lossy images": (["--images", tmp / "jpegs", *good_reference], "jpegs holds no .png.*must be lossless"),
+        "lossy images": (["--images", tmp / "jpegs", *good_reference], "jpegs holds .jpg files; samples must be .png"),
         "corrupt png": (
             folder("corrupt", lambda f: (f / "0003.png").write_bytes((f / "0003.png").read_bytes()[:200])),
             "0003.png cannot be read as an image",
@@ -424,7 +422,11 @@ def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[lis
         "no images": (npz("s3", arr_0=good[:0]), "arr_0 is uint8 of shape"),
         "too few labels": (npz("s4", arr_0=good, arr_1=np.zeros(3, int)), "one label an image"),
         "pickle": (npz("s5", arr_0=np.array([{}])), "cannot be read as an .npz file of arrays"),
-        "too many samples": (["--images", samples, "--num_samples", "99", *good_reference], "only 40 images"),
+        "damaged npz": (["--npz", damaged_npz(tmp), *good_reference], "damaged.npz cannot be read as an .npz"),
+        "no facts": (ref("facts", facts=np.array("{}")), "facts.npz: its facts are not those of a reference"),
+        "float pictures": (ref("fl", images=content["images"] / 2), "fl.npz: images is float64; .* images uint8"),
+        "no features": (ref("no", features=content["features"][:0], images=content["images"][:0]), "of no image"),
+        "too many samples": (["--images", samples, "--num_samples", "99", *good_reference], "there are 40 images"),
         "no reference": (["--images", samples], "--reference is missing"),
         "adm reference": (
             ["--images", samples, "--reference", new_npz(tmp / "adm.npz", mu=good, sigma=good)],
@@ -452,6 +454,15 @@ def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[lis
             "'clip'; it must be one of",
         ),
     }
+
+
+def damaged_npz(tmp: Path) -> Path:
+    path = tmp / "damaged.npz"
+    np.savez_compressed(path, arr_0=np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+    return path
 
 
 def nan_pipeline(tmp: Path) -> Path:
@@ -508,3 +519,75 @@ def test_table_of_what_is_no_evaluation(tmp_path):
 def test_damaged_shards_are_made_again(tmp_path):
     shards = FeatureShards(tmp_path, num_images=5, shard_size=2)
     assert len(shards) == 3 and shards.missing() == [0, 1, 2] and shards.span(2) == (4, 5)
+    for shard, count in enumerate((2, 2, 1)):
+        features = Features(torch.rand(count, 6), torch.rand(count, 7), torch.rand(count, 4))
+        shards.write(shard, features, torch.zeros(0, 3, 2, 2, dtype=torch.uint8))
+    shards.clean()
+    assert shards.missing() == [] and shards.read("spatial").shape == (5, 7)
+    content = bytearray((tmp_path / "000001.safetensors").read_bytes())
+    content[-10:] = b"\0" * 10
+    (tmp_path / "000001.safetensors").write_bytes(content)
+    shutil.copy(tmp_path / "000000.safetensors", tmp_path / "000002.safetensors")  # two images where one must be
+    (tmp_path / "000007.123.partial").touch()
+    shards.clean()
+    assert shards.missing() == [1, 2] and not list(tmp_path.glob("*.partial"))
+
+
+def test_what_changes_the_numbers_is_in_the_fingerprint(tmp_path, two_sets, lite_reference):
+    def run(source: list, out="run"):
+        evaluate([*map(str, source), "--reference", str(lite_reference), "--out", str(tmp_path / out), *LITE])
+
+    images = Path(shutil.copytree(two_sets[0], tmp_path / "images"))
+    run(["--images", images, "--num_samples", 4])
+    Image.open(images / "0001.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(images / "0000.png")
+    with pytest.raises(SystemExit, match="holds another evaluation: images_sha256"):
+        run(["--images", images, "--num_samples", 4])
+    saved_pipeline(tmp_path / "pipeline")
+    sampling = ["--pipeline", tmp_path / "pipeline", "--num_samples", 4, "--num_inference_steps", 2]
+    run(sampling, "sampled")
+    config = tmp_path / "pipeline/transformer/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "timestep_scale": 3.0}))
+    with pytest.raises(SystemExit, match="holds another evaluation: network_settings"):
+        run(sampling, "sampled")
+
+
+def test_a_mistake_does_not_spoil_the_folder(tmp_path, lite_reference):
+    saved_pipeline(tmp_path / "pipeline")
+    arguments = ["--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "4",
+                 "--out", str(tmp_path / "run"), "--num_inference_steps", "2", *LITE]  # fmt: skip
+    with pytest.raises(SystemExit, match="guidance_scale is -1"):
+        evaluate([*arguments, "--guidance_scale", "-1"])
+    evaluate([*arguments, "--guidance_scale", "1"])
+    assert results_of(tmp_path / "run")["fingerprint"]["guidance_scale"] == 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_samples_have_no_neighbours(tmp_path, two_sets, lite_reference, count):
+    evaluate(["--images", str(two_sets[0]), "--reference", str(lite_reference), "--num_samples", str(count), "--out",
+              str(tmp_path / "run"), *LITE])  # fmt: skip
+    assert (results_of(tmp_path / "run")["metrics"]["precision_efficientnet_lite0"] is None) == (count < 4)
+
+
+def test_imagenet_s_labels_must_be_said(tmp_path, two_sets, lite_reference):
+    source = SampleFolder(two_sets[0])
+    images = np.stack([source[i].permute(1, 2, 0).numpy() for i in range(4)])
+    best = EfficientNetExtractor()(torch.stack([source[i] for i in range(4)])).logits.argmax(1).numpy()
+    for said, labels, expected in ((True, best, 1.0), (False, best, None), (True, best - 1000, "0 … 999")):
+        np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=labels)
+        arguments = ["--npz", str(tmp_path / "samples.npz"), "--reference", str(lite_reference), *LITE,
+                     "--imagenet_labels", str(said), "--out", str(tmp_path / f"{said}{labels[0]}")]  # fmt: skip
+        if isinstance(expected, str):
+            with pytest.raises(SystemExit, match=expected):
+                evaluate(arguments)
+        else:
+            evaluate(arguments)
+            results = results_of(tmp_path / f"{said}{labels[0]}")
+            assert results["metrics"]["recognized_efficientnet_lite0"] == expected
+
+
+def test_an_extractor_leaves_the_random_numbers_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    create_extractor("efficientnet_lite0")
+    assert torch.equal(torch.rand(3), expected)

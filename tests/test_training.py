@@ -170,6 +170,13 @@ def test_samples_are_scored_in_training(tmp_path):
     with pytest.raises(SystemExit, match="There is no file .*nowhere.npz"):
         train(tmp_path / "other", **{**options, "eval_reference": tmp_path / "nowhere.npz"})
     assert not (tmp_path / "other").exists()
+    # Scoring changes nothing of the training.
+    plain = train(tmp_path / "plain")
+    assert all(torch.equal(value, state_of(plain)[name]) for name, value in state_of(run).items())
+    # A score that was interrupted, here the last one by another size, is made when the run is started again.
+    shutil.rmtree(run / "evaluation" / steps[1])
+    train(run, **{**options, "eval_samples": 7})
+    assert json.loads((run / "evaluation" / steps[1] / "results.json").read_text())["num_samples"] == 7
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):

@@ -8,60 +8,74 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.eval.evaluation import check_fingerprint, extract_features, in_words, write_results
+from demo_diffusion.eval.evaluation import extract_features, in_words, write_results
 from demo_diffusion.eval.extractors import create_extractor
 from demo_diffusion.eval.feature_shards import FeatureShards
+from demo_diffusion.eval.fingerprint import describe_pipeline, differences, file_hash, start_folder
 from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
-from demo_diffusion.eval.reference_statistics import Reference, file_hash
+from demo_diffusion.eval.reference_statistics import Reference
 from demo_diffusion.train.configuration import RunConfig
 
-BATCH_SIZE, SHARD_SIZE, SHEET_SAMPLES = 50, 100, 16
+BATCH_SIZE, SHARD_SIZE = 50, 100
 
 
 class Scoring:
-    """Draws and scores samples on all processes.
+    """Draws and scores samples on all processes, in RUN/evaluation/step-N.
 
     Raises:
         ValueError: if the reference or its extractor cannot be had.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device):
-        self.config, self.reference_file = config, Path(config.eval_reference)
-        self.reference = Reference.load(self.reference_file)
+    def __init__(self, config: RunConfig, run: Path, device: torch.device):
+        reference = Path(config.eval_reference)
+        self.config, self.folder, self.reference = config, run / "evaluation", Reference.load(reference)
         self.extractor = create_extractor(self.reference.extractor, config.inception_weights, device)
-        self.reference.check_extractor(self.reference_file, self.extractor.name, self.extractor.fingerprint)
+        self.reference.check_extractor(reference, self.extractor.name, self.extractor.fingerprint)
+        self.reference_hash = file_hash(reference)
 
-    def score(self, ema: torch.nn.Module, pipeline: DEMOPipeline, run: Path, step: int) -> dict[str, float]:
-        """Writes RUN/evaluation/step-N/{results.json, contact_sheet.png}; returns the metrics on rank 0, else nothing.
+    def is_due(self, step: int) -> bool:
+        """Whether step has a score that is not there, maybe because it was interrupted."""
+        return (
+            step > 0 and step % self.config.eval_every == 0 and not (self._folder_of(step) / "results.json").is_file()
+        )
+
+    def score(self, ema: torch.nn.Module, pipeline: DEMOPipeline, step: int) -> dict[str, float]:
+        """Writes results.json and contact_sheet.png; returns the metrics on rank 0, else nothing.
 
         Every process must call it.
         """
-        state, out = PartialState(), run / "evaluation" / f"step-{step:09d}"
+        state, out = PartialState(), self._folder_of(step)
         if state.num_processes > 1:
             with torch.no_grad():
                 broadcast([*ema.parameters(), *ema.buffers()])  # BatchNorm's statistics are each process's own
         plan = SamplingPlan(self.config.eval_samples, self.config.num_inference_steps)
-        fingerprint = {
-            "step": step,
-            "num_samples": plan.num_samples,
-            "num_inference_steps": plan.num_inference_steps,
-            "guidance_scale": plan.guidance_scale,
-            "labels": plan.labels,
-            "sampler": type(pipeline.scheduler).__name__,
-            "extractor": self.extractor.name,
-            "extractor_weights": self.extractor.fingerprint,
-            "reference": self.reference.source,
-            "reference_sha256": file_hash(self.reference_file),
-        }
         if state.is_main_process:
-            check_fingerprint(out, fingerprint)
+            fingerprint = self._fingerprint(pipeline, plan, step)
+            if differences(out, fingerprint):  # left by an interrupted score of other weights or settings
+                shutil.rmtree(out)
+            start_folder(out, fingerprint)
         state.wait_for_everyone()
         samples, shards = GeneratedSamples(pipeline, plan), FeatureShards(out / "shards", plan.num_samples, SHARD_SIZE)
-        extract_features(samples, self.extractor, shards, BATCH_SIZE, state, SHEET_SAMPLES)
+        extract_features(samples, self.extractor, shards, BATCH_SIZE, state)
         if not state.is_main_process:
             return {}
-        facts = {"fingerprint": fingerprint}
-        metrics = write_results(out, shards, self.reference, samples.labels, self.extractor, facts)
+        facts = {"source": f"step {step}", "fingerprint": fingerprint}
+        metrics = write_results(out, shards, self.reference, self.extractor, samples, facts)
         shutil.rmtree(shards.folder)
         print(f"Step {step}: {in_words(metrics)}")
         return {f"eval/{name}": value for name, value in metrics.items() if value is not None}
+
+    def _folder_of(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
+
+    def _fingerprint(self, pipeline: DEMOPipeline, plan: SamplingPlan, step: int) -> dict:
+        return {
+            "step": step,
+            **describe_pipeline(pipeline),
+            **vars(plan),
+            "dtype": "float32",
+            "extractor": self.extractor.name,
+            "extractor_weights": self.extractor.fingerprint,
+            "reference": self.reference.source,
+            "reference_sha256": self.reference_hash,
+        }

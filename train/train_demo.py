@@ -47,7 +47,9 @@ class Trainer:
         self.vae = load_vae(config.data.vae, self.images.channels, self.accelerator.device)
         self.accelerator.print(f"{len(self.images.dataset):,} images of {self.images.num_classes:,} classes")
         self.objective = create_objective(config.objective).to(self.accelerator.device)
-        self.scoring = Scoring(config.run, self.accelerator.device) if config.run.eval_every else None
+        self.scoring = None
+        if config.run.eval_every:
+            self.scoring = Scoring(config.run, self.folder.path, self.accelerator.device)
         # Both raise now what would else be found when the data or the first grid is needed.
         self._batch_order(first_step=0)
         set_timesteps(self._sampler(), config.run.num_inference_steps, self.accelerator.device)
@@ -114,6 +116,7 @@ class Trainer:
             range(first_step, num_steps), initial=first_step, total=num_steps, unit="step", dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )  # fmt: skip
+        self.score(first_step)  # if it was interrupted
         recent, last_log = [], time.perf_counter()
         for step in progress:
             learning_rate = self.lr_scheduler.get_last_lr()[0]
@@ -134,9 +137,13 @@ class Trainer:
                 self.folder.save_checkpoint(self.accelerator, self.ema, done)
             if run.sample_every and done % run.sample_every == 0 and done < num_steps:
                 self.save_grid(done)
-            if run.eval_every and done % run.eval_every == 0:
-                self.accelerator.log(self.scoring.score(self.ema, self.pipeline(), self.folder.path, done), step=done)
+            self.score(done)
             last_log += time.perf_counter() - paused
+
+    def score(self, step: int) -> None:
+        """Scores the moving average if this step has a score that is not there yet."""
+        if self.scoring is not None and self.scoring.is_due(step):
+            self.accelerator.log(self.scoring.score(self.ema, self.pipeline(), step), step=step)
 
     def train_step(self, batch_iterator, step: int) -> torch.Tensor:
         """One optimizer step; returns its mean loss on this process."""
