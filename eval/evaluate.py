@@ -164,9 +164,13 @@ def run(config: EvaluationConfig) -> None:
     keep_images = num_samples if config.export else SHEET_SAMPLES
     speed = extract_features(source, extractor, shards, config.batch_size, state, keep_images)
     if state.is_main_process:
-        facts = {"source": config.pipeline or config.images or config.npz, "fingerprint": fingerprint}
-        facts["images_per_second"] = speed or previous_speed(out)
-        metrics = write_results(out, shards, reference, extractor, source, {**facts, **provenance(state)})
+        record = {
+            "source": config.pipeline or config.images or config.npz,
+            "fingerprint": fingerprint,
+            "images_per_second": speed or previous_speed(out),
+            **provenance(state),
+        }
+        metrics = write_results(out, shards, reference, extractor, source, record)
         print(f"{num_samples:,} samples: {in_words(metrics)}")
         if config.export:
             labels = {} if source.labels is None else {"arr_1": np.array(source.labels[:num_samples])}

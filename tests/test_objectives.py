@@ -156,6 +156,8 @@ def test_direction_loss_is_one_minus_the_cosine(flow):
     products = (prediction * velocity).sum(1) / (prediction.norm(dim=1) * velocity.norm(dim=1))
     torch.testing.assert_close(directed, plain + 0.3 * (1 - products).mean((1, 2)), atol=1e-5, rtol=0)
     assert (directed - plain).min() > 1e-3
+    with pytest.raises(ValueError, match="direction_weight needs more than one channel"):
+        FlowObjective(direction_weight=0.3).losses(prediction[:, :1], data[:, :1], noise[:, :1], t)
 
 
 def test_bfloat16_output_is_scored_in_float32(ddpm):

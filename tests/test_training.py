@@ -101,11 +101,11 @@ ON_DIGITS = {"dataset": "digits", "resolution": 8, "patch_size": 1, "vae": "none
         {"config": ROOT / "configs/digits_dit.yaml", "prediction_type": "v_prediction", "zero_terminal_snr": True},
         {"config": ROOT / "configs/digits_dit.yaml", "min_snr_gamma": 5, "sampler": "ddim", "qk_norm": True},
         {"config": ROOT / "configs/digits_sit.yaml", "sampler": "dopri5", "rotary_positions": True},
-        {"window_position": "embedding", "timestep_sampling": "logit_normal", "direction_weight": 1, "sampler": "heun"},
+        {"window_position": "embedding", "timestep_sampling": "logit_normal", "sampler": "heun"},
         {"config": IMAGENET / "demo_s_2.yaml", **ON_DIGITS},
         {"config": IMAGENET / "dit_s_2.yaml", **ON_DIGITS},
         {"config": IMAGENET / "sit_s_2.yaml", "out_channels": 2, **ON_DIGITS},
-        {"config": IMAGENET / "demo_s_2_flow.yaml", "compile": False, **ON_DIGITS},
+        {"config": IMAGENET / "demo_s_2_flow.yaml", "compile": False, "direction_weight": 0, **ON_DIGITS},
     ],
     ids=lambda options: "-".join(Path(str(value)).stem for value in options.values())[:60],
 )
@@ -116,6 +116,15 @@ def test_every_family_and_option_trains_and_samples(tmp_path, options):
     images = pipeline([1, 2], num_inference_steps=4, output_type="latent").images
     assert images.isfinite().all() and images.shape == (2, 1, 8, 8)
     assert type(pipeline.scheduler) is SAMPLERS_USED[pipeline_sampler(options)]
+
+
+def test_todays_imagenet_setting_trains_on_colour_images(tmp_path):
+    images = image_folder(tmp_path / "images")
+    options = {**ON_DIGITS, "dataset": images, "compile": False, "lr_schedule": "constant", "num_steps": 2}
+    run = train(tmp_path / "run", config=IMAGENET / "demo_s_2_flow.yaml", **options)
+    assert DEMOPipeline.from_pretrained(run / "pipeline").transformer.config.window_position == "bias"
+    with pytest.raises(SystemExit, match="direction_weight needs more than one channel"):
+        train(tmp_path / "grey", direction_weight=1)
 
 
 SAMPLERS_USED = {

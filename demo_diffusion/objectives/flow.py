@@ -54,7 +54,9 @@ class FlowObjective(nn.Module):
         return in_channels
 
     def check_channels(self, out_channels: int, in_channels: int) -> None:
-        """Raises a ValueError if a network with these channels does not fit."""
+        """Raises a ValueError if a network or images with these channels do not fit."""
+        if self.direction_weight and in_channels == 1:
+            raise ValueError("direction_weight needs more than one channel: with one, a direction is only a sign.")
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(
                 f"The network gives {out_channels} channels for {in_channels}; the velocity needs {in_channels} (or "
