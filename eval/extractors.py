@@ -23,6 +23,20 @@ class Features(NamedTuple):
     logits: torch.Tensor
 
 
+class MiddleLayer:
+    """Keeps what a layer gave last."""
+
+    def __init__(self, layer: nn.Module):
+        layer.register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self.output = output
+
+    def features(self) -> torch.Tensor:
+        """The first channels (B, H · W · 7) on the CPU, channels innermost, as TensorFlow flattens."""
+        return self.output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float().cpu()
+
+
 class InceptionExtractor:
     """The Inception of FID: torch-fidelity's port of the TensorFlow graph that ADM's evaluator runs.
 
@@ -58,17 +72,13 @@ class InceptionExtractor:
         self.fingerprint = state_hash(network)
         self.network = fuse_batch_norm(network).to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
-        self._middle = None
-        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_middle)
-
-    def _keep_middle(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        self._middle = output[:, :SPATIAL_CHANNELS]
+        self.middle = MiddleLayer(self.network.Mixed_6d.branch1x1)
 
     def __call__(self, images: torch.Tensor) -> Features:
         """Features of uint8 images (B, 3, H, W), on the CPU."""
         with full_precision(self.device):
             pooled, logits = self.network(images.to(self.device))
-        return Features(pooled.cpu(), flatten_channels_last(self._middle), logits.cpu())
+        return Features(pooled.cpu(), self.middle.features(), logits.cpu())
 
 
 class EfficientNetExtractor:
@@ -99,11 +109,7 @@ class EfficientNetExtractor:
         self.fingerprint = state_hash(network)
         self.network = network.to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
-        self._middle = None
-        self.network.blocks[4].register_forward_hook(self._keep_middle)
-
-    def _keep_middle(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        self._middle = output[:, :SPATIAL_CHANNELS]
+        self.middle = MiddleLayer(self.network.blocks[4])
 
     def __call__(self, images: torch.Tensor) -> Features:
         """Features of uint8 images (B, 3, H, W), on the CPU."""
@@ -112,7 +118,7 @@ class EfficientNetExtractor:
             x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(-1, 1)
             pooled = self.network.forward_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
             logits = self.network.classifier(pooled)
-        return Features(pooled.cpu(), flatten_channels_last(self._middle), logits.cpu())
+        return Features(pooled.cpu(), self.middle.features(), logits.cpu())
 
 
 FeatureExtractor = InceptionExtractor | EfficientNetExtractor
@@ -129,11 +135,6 @@ def create_extractor(
         if inception_weights is not None:
             raise ValueError(f"--inception_weights was given, but the extractor is {name}.")
         return EfficientNetExtractor(device)
-
-
-def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, H · W · C) on the CPU, as TensorFlow flattens."""
-    return x.permute(0, 2, 3, 1).flatten(1).float().cpu()
 
 
 def state_hash(network: nn.Module) -> str:

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from demo_diffusion import DEMOTransformer2DModel, DiTModel
 from demo_diffusion.models import ClassConditionalTransformer
 
+from .evaluation_fixtures import lite_reference, random_inception, two_sets  # noqa: F401
+
 GOLDENS = Path(__file__).parent / "goldens"
 TINY = {
     "sample_size": 8,

@@ -28,7 +28,7 @@ from demo_diffusion.eval.image_sources import TrainingImages, to_tensor
 from demo_diffusion.eval.reference import main as make_reference
 from demo_diffusion.train.configuration import DataConfig
 from demo_diffusion.train.image_data import load_images
-from tests.test_evaluation import untrained_inception
+from tests.evaluation_fixtures import untrained_inception
 
 HALF, ROUNDS = 1500, 3
 

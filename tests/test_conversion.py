@@ -198,20 +198,10 @@ def test_other_diffusers_networks_are_refused(change, message):
         convert_diffusers_dit(model)
 
 
-def dit_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-    ).eval()
-
-
 def test_the_same_dit_samples_the_same_in_diffusers_and_here(tmp_path):
     scheduler = DDIMScheduler.from_config(DDPMObjective().scheduler().config, variance_type="fixed_small")
     id2label = {i: f"class {i}" for i in range(1000)}
-    theirs = DiTPipeline(diffusers_dit(), dit_vae(), scheduler)
+    theirs = DiTPipeline(diffusers_dit(), tiny_vae(shift_factor=None), scheduler)
     theirs.save_pretrained(tmp_path / "theirs")
     index = tmp_path / "theirs/model_index.json"  # diffusers reads id2label from there, but does not write it
     index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": id2label}))
@@ -403,9 +393,10 @@ def change_config(folder, **changes):
 
 def test_diffusers_folders_that_are_not_dit_are_named(tmp_path):
     fails("cannot be read as a folder or hub id of diffusers' DiTPipeline", tmp_path / "nowhere", tmp_path / "new")
-    DiTPipeline(diffusers_dit(), dit_vae(), FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "flow")
+    vae = tiny_vae(shift_factor=None)
+    DiTPipeline(diffusers_dit(), vae, FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "flow")
     fails("FlowMatchEulerDiscreteScheduler; DiT's network predicts noise", tmp_path / "flow", tmp_path / "new")
-    DiTPipeline(diffusers_dit(), dit_vae(), DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    DiTPipeline(diffusers_dit(), vae, DDIMScheduler()).save_pretrained(tmp_path / "dit")
     fails("--family has no meaning", tmp_path / "dit", tmp_path / "new", "--family", "dit")
     assert not list(tmp_path.glob("new*"))
     unet = UNet2DModel(8, block_out_channels=(8,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"],
