@@ -13,8 +13,7 @@ SHEET_SAMPLES, NEIGHBORS_SHOWN = 16, 5
 
 def contact_sheet(shards: FeatureShards, reference: Reference, labels: list[int] | None) -> Image.Image:
     """One row for each of the first samples: the sample, then the real images nearest in feature space."""
-    images = shards.first_images(SHEET_SAMPLES)
-    features = shards.read("pooled")[: len(images)]
+    images, features = shards.first("images", SHEET_SAMPLES), shards.first("pooled", SHEET_SAMPLES)
     real = torch.from_numpy(reference.features)
     count = min(NEIGHBORS_SHOWN, len(real))
     indices = nearest(features, real, count)

@@ -52,14 +52,13 @@ class FeatureShards:
         with safe_open(self._path(shard), "pt") as file:
             return file.get_tensor(name)
 
-    def first_images(self, count: int) -> torch.Tensor:
-        """At most `count` of the kept images from index 0."""
-        kept = []
-        for shard in range(len(self)):
-            kept.append(self.read_shard(shard, "images")[: count - sum(map(len, kept))])
-            if sum(map(len, kept)) >= count or len(kept[-1]) == 0:
-                break
-        return torch.cat(kept)
+    def first(self, name: str, count: int) -> torch.Tensor:
+        """At most `count` rows of one kind of features, or of the kept images, from index 0."""
+        rows, shard = self.read_shard(0, name)[:count], 1
+        while len(rows) < count and shard < len(self):
+            rows = torch.cat([rows, self.read_shard(shard, name)[: count - len(rows)]])
+            shard += 1
+        return rows
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.safetensors"

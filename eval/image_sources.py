@@ -123,8 +123,9 @@ class RealFolder(ReadImages):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
+        image = read_image(self.files[index])
         try:
-            return to_tensor(center_crop(to_rgb(read_image(self.files[index])), self.resolution))
+            return to_tensor(center_crop(to_rgb(image), self.resolution))
         except ValueError as error:
             raise ValueError(f"{self.files[index]}: {error}") from error
 

@@ -107,7 +107,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"There is no file {path}.")
     try:
         with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}  # a lone .npy array has no files
+            return {name: content[name] for name in content.files}
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
 
