@@ -1,47 +1,162 @@
-"""Latents on the fly: a diffusers autoencoder between the images and the network."""
+"""Between images and the network: a diffusers autoencoder, draws from its posterior, and the latents' normalisation."""
+
+from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
+
+Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderTAEF2
+AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderTAEF2)}
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # that of diffusers' DiagonalGaussianDistribution
 
 
-def load_vae(name: str | None, image_channels: int, device: torch.device) -> AutoencoderKL | AutoencoderTiny | None:
+def load_vae(name: str | None, image_channels: int, device: torch.device) -> Autoencoder | None:
     """A frozen autoencoder from a folder or the hub.
 
     Raises:
-        ValueError: if it cannot be read, is not an AutoencoderKL or AutoencoderTiny, or takes other images.
+        ValueError: if it cannot be read, is none of `AUTOENCODERS`, or takes other images.
     """
     if name is None:
         return None
     try:
-        vae = AutoModel.from_pretrained(name)
+        kind = AutoencoderKL.load_config(name).get("_class_name")
+        vae = AUTOENCODERS[kind].from_pretrained(name) if kind in AUTOENCODERS else None
     except (OSError, ValueError) as error:
         raise ValueError(f"The autoencoder {name} cannot be read: {error}") from error
-    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
-        raise ValueError(f"{name} is a {type(vae).__name__}; it must be an AutoencoderKL or AutoencoderTiny.")
+    if vae is None:
+        raise ValueError(
+            f"{name} is a {kind or 'model of another library'}; it must be an {' or '.join(AUTOENCODERS)}."
+        )
     if vae.config.in_channels != image_channels:
         raise ValueError(f"{name} takes {vae.config.in_channels} channels; the images have {image_channels}.")
     return vae.requires_grad_(False).eval().to(device)
 
 
-def encode(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Normalised latents of images in [−1, 1]."""
-    with torch.no_grad():
-        encoded = vae.encode(images)
-    latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
-    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+@torch.no_grad()
+def encode_moments(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+    """What the encoder says of images (B, image channels, H, W) in [−1, 1], not normalised.
+
+    Returns:
+        (B, M, h, w): mean and log variance of the posterior, M = 2C; of a deterministic encoder the latents, M = C.
+    """
+    (encoded,) = vae.encode(images.to(vae.dtype), return_dict=False)
+    return encoded.parameters if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
 
-def latent_shape(vae: AutoencoderKL | AutoencoderTiny, resolution: int) -> tuple[int, int]:
+def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) from moments (B, M, h, w) and standard normal noise (B, C, h, w), in the noise's dtype.
+
+    With M = 2C they are mean + exp(log variance / 2) · noise, as diffusers samples them; with M = C the moments
+    themselves.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    channels, moments = noise.shape[1], moments.to(noise.dtype)
+    if moments.shape == noise.shape:
+        return moments
+    if moments.shape != (len(noise), 2 * channels, *noise.shape[2:]):
+        raise ValueError(
+            f"moments have shape {tuple(moments.shape)} and noise {tuple(noise.shape)}; the moments need as many "
+            "channels (a deterministic autoencoder's latents) or twice as many (mean and log variance)."
+        )
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean + torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)) * noise
+
+
+@dataclass(frozen=True)
+class LatentNormalization:
+    """Latents (B, C, h, w) <-> (latents − mean) / std, what the network sees.
+
+    Attributes:
+        mean, std: of each channel, or one number for all.
+
+    Raises:
+        ValueError: if their lengths differ, a number is not finite, or a std is 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"There are {len(self.mean)} means and {len(self.std)} stds; there must be one per channel."
+            )
+        if not torch.tensor(self.mean + self.std).isfinite().all() or 0 in self.std:
+            raise ValueError(f"The latents' mean is {self.mean}, std {self.std}; both must be finite, and no std 0.")
+
+    def check_channels(self, channels: int) -> None:
+        """Raises a ValueError if it is not for latents of so many channels."""
+        if len(self.mean) not in (1, channels):
+            raise ValueError(
+                f"The latents' statistics are of {len(self.mean)} channels; the latents have {channels} (one number "
+                "for all is allowed too)."
+            )
+
+    def apply(self, latents: torch.Tensor) -> torch.Tensor:
+        """Autoencoder's latents to network's."""
+        mean, std = self._columns(latents)
+        return (latents - mean) / std
+
+    def undo(self, latents: torch.Tensor) -> torch.Tensor:
+        """Network's latents to autoencoder's."""
+        mean, std = self._columns(latents)
+        return latents * std + mean
+
+    def _columns(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        statistics = torch.tensor((self.mean, self.std), dtype=latents.dtype, device=latents.device)
+        mean, std = statistics[..., None, None]
+        return mean, std
+
+
+def normalization_of(vae: Autoencoder) -> LatentNormalization:
+    """By the autoencoder's own config: `scaling_factor`, and `latents_mean`, `latents_std` or else `shift_factor`."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    return LatentNormalization(mean, [each / config.scaling_factor for each in std])
+
+
+def encode(vae: Autoencoder, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normalised latents (B, C, h, w) of images (B, image channels, H, W) in [−1, 1], drawn from their posterior."""
+    moments = encode_moments(vae, images)
+    channels = vae.config.latent_channels
+    latents = moments
+    if moments.shape[1] != channels:
+        shape = (len(moments), channels, *moments.shape[2:])
+        noise = torch.randn(shape, generator=generator, device=generator.device, dtype=moments.dtype)
+        latents = draw_latents(moments, noise.to(moments.device))
+    return normalization_of(vae).apply(latents)
+
+
+def moments_shape(vae: Autoencoder, resolution: int) -> tuple[int, int, int]:
+    """(M, h, w) of the moments of a square image."""
+    image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)
+    return tuple(encode_moments(vae, image).shape[1:])
+
+
+@torch.no_grad()
+def latent_shape(vae: Autoencoder, resolution: int) -> tuple[int, int]:
     """(channels, side) of the latents of square images.
 
     Raises:
         ValueError: if images of this size do not come back in their size.
     """
-    image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)
-    latents = encode(vae, image, torch.Generator(vae.device))
-    with torch.no_grad():
-        decoded = vae.decode(latents).sample.shape[-1]
+    channels, config = vae.config.latent_channels, vae.config
+    try:
+        image = torch.zeros(1, config.in_channels, resolution, resolution, device=vae.device)
+        moments = encode_moments(vae, image)
+        decoded = vae.decode(moments[:, :channels].to(vae.dtype)).sample.shape[-1]
+    except RuntimeError as error:
+        raise ValueError(f"resolution is {resolution}, which this autoencoder cannot encode: {error}") from error
     if decoded != resolution:
-        factor = decoded // latents.shape[-1]
+        factor = decoded // moments.shape[-1]
         raise ValueError(f"resolution is {resolution}; for this autoencoder it must be a multiple of {factor}.")
-    return latents.shape[1], latents.shape[-1]
+    return channels, moments.shape[-1]

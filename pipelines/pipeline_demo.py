@@ -4,16 +4,17 @@ import copy
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from demo_diffusion.models import ClassConditionalTransformer
 
+from .autoencoder import Autoencoder, LatentNormalization, normalization_of
 from .labels import LabelNames
 from .scheduler_fit import (
     check_scheduler_fits,
@@ -38,6 +39,8 @@ class DEMOPipeline(DiffusionPipeline):
         vae: decoder of the latents; None: the network works on pixels in [−1, 1].
         id2label: names of the classes, {id: "name" or "name, synonym, …"}; saved with the pipeline.
         objective: "ddpm" (the network predicts noise) or "flow" (velocity noise − x0); None: that of `scheduler`.
+        latents_mean, latents_std: what the latents were normalised with in training, one number a channel or one for
+            all; saved with the pipeline. None: by the autoencoder's own config.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -50,9 +53,11 @@ class DEMOPipeline(DiffusionPipeline):
         self,
         transformer: ClassConditionalTransformer,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        vae: Autoencoder | None = None,
         id2label: dict | None = None,
         objective: str | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
         objective = objective or objective_of(scheduler)
@@ -60,7 +65,13 @@ class DEMOPipeline(DiffusionPipeline):
         _check_channels(transformer, scheduler, vae)
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.label_names = LabelNames(id2label, transformer.config.num_classes)
-        self.register_to_config(id2label=self.label_names.id2label, objective=objective)
+        normalization = _normalization(latents_mean, latents_std, transformer.config.in_channels)
+        self.register_to_config(
+            id2label=self.label_names.id2label,
+            objective=objective,
+            latents_mean=normalization and list(normalization.mean),
+            latents_std=normalization and list(normalization.std),
+        )
         self.image_processor = VaeImageProcessor()
         self._trained_with = copy.deepcopy(scheduler)
 
@@ -68,6 +79,12 @@ class DEMOPipeline(DiffusionPipeline):
     def labels(self) -> dict[str, int]:
         """Every label name and synonym that stands for one class, with its class id."""
         return self.label_names.unambiguous()
+
+    @property
+    def latent_normalization(self) -> LatentNormalization | None:
+        """Between the network's latents and the autoencoder's; None: the network works on pixels."""
+        given = _normalization(self.config.latents_mean, self.config.latents_std, self.transformer.config.in_channels)
+        return given or (normalization_of(self.vae) if self.vae is not None else None)
 
     @torch.no_grad()
     def __call__(
@@ -174,9 +191,7 @@ class DEMOPipeline(DiffusionPipeline):
             return latents
         images = latents
         if self.vae is not None:
-            config = self.vae.config
-            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-            images = self.vae.decode(latents.to(self.vae.dtype)).sample
+            images = self.vae.decode(self.latent_normalization.undo(latents).to(self.vae.dtype)).sample
         if not images.isfinite().all():
             raise ValueError("Sampling gave values that are not finite; no image is returned.")
         return self.image_processor.postprocess(images.float(), output_type)
@@ -208,10 +223,11 @@ class DEMOPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {list(OUTPUT_TYPES)}.")
         channels = self.transformer.config.in_channels
-        if self.vae is None and channels not in (1, 3) and output_type != "latent":
+        are_latents = channels not in (1, 3) or self.latent_normalization is not None
+        if self.vae is None and are_latents and output_type != "latent":
             raise ValueError(
-                f"The pipeline has no autoencoder, and its samples have {channels} channels, which are no picture. Use "
-                "output_type='latent', or put an autoencoder in: pipe.register_modules(vae=…)."
+                f"The pipeline has no autoencoder, and its samples have {channels} channels of latents, which are no "
+                "picture. Use output_type='latent', or put an autoencoder in: pipe.register_modules(vae=…)."
             )
 
 
@@ -254,6 +270,18 @@ def _check_channels(
             f"The autoencoder has {vae.config.latent_channels} latent channels, the network {in_channels}; they must "
             "be equal."
         )
+
+
+def _normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> LatentNormalization | None:
+    if (mean is None) != (std is None):
+        raise ValueError(f"latents_mean is {mean} and latents_std {std}; give both or neither.")
+    if mean is None:
+        return None
+    normalization = LatentNormalization(mean, std)
+    normalization.check_channels(channels)
+    return normalization
 
 
 def _is_number(value: object) -> bool:

@@ -1,0 +1,88 @@
+"""TAEF2, the tiny autoencoder of FLUX.2's latent space (Ollin Boer Bohan, github.com/madebyollin/taesd)."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, DecoderTiny, EncoderTiny
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+from torch import nn
+
+POOL_EXPANSION = 4  # width of the pooling's middle over the network's
+POOL_GROUPS = 4
+
+
+class PooledBlock(AutoencoderTinyBlock):
+    """A block that first adds what GroupNorm, whose moments span the image, makes of each position: (B, D, H, W)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, "relu")
+        self.pool = nn.Sequential(
+            nn.Conv2d(width, POOL_EXPANSION * width, kernel_size=1, bias=False),
+            nn.GroupNorm(POOL_GROUPS, POOL_EXPANSION * width),
+            nn.ReLU(),
+            nn.Conv2d(POOL_EXPANSION * width, width, kernel_size=1, bias=False),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.pool(x))
+
+
+class AutoencoderTAEF2(ModelMixin, ConfigMixin):
+    """diffusers' `AutoencoderTiny` with pooled blocks in the encoder's last and the decoder's first stage.
+
+    `AutoencoderTiny` itself has no place for them. Images are in [−1, 1]; latents have 1/8 of their side with the
+    four stages of the published weights, which `demo_diffusion.conversion.taef2` converts.
+
+    Args:
+        in_channels, out_channels: of the images.
+        latent_channels: of the latents.
+        width: channels of every layer between.
+        num_encoder_blocks, num_decoder_blocks: blocks of each stage, from the input on.
+        scaling_factor, shift_factor: what the latents are normalised with, (latents − shift) · scaling.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 32,
+        width: int = 64,
+        num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3),
+        num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1),
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        self.encoder = EncoderTiny(
+            in_channels, latent_channels, num_encoder_blocks, (width,) * len(num_encoder_blocks), act_fn="relu"
+        )
+        self.decoder = DecoderTiny(
+            latent_channels,
+            out_channels,
+            num_decoder_blocks,
+            (width,) * len(num_decoder_blocks),
+            upsampling_scaling_factor=2,
+            act_fn="relu",
+            upsample_fn="nearest",
+        )
+        output = len(self.encoder.layers) - 1
+        for i in range(output - num_encoder_blocks[-1], output):
+            self.encoder.layers[i] = PooledBlock(width)
+        for i in range(2, 2 + num_decoder_blocks[0]):  # behind the first convolution and its ReLU
+            self.decoder.layers[i] = PooledBlock(width)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[torch.Tensor]:
+        """Images (B, in_channels, H, W) in [−1, 1] -> `.latents` (B, latent_channels, H / 8, W / 8)."""
+        latents = self.encoder(x)
+        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """Latents (B, latent_channels, h, w) -> `.sample` (B, out_channels, 8 h, 8 w) around [−1, 1], not clamped."""
+        images = self.decoder(z)
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """Images (B, in_channels, H, W) encoded and decoded."""
+        return self.decode(self.encode(sample).latents, return_dict)
