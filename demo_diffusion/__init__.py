@@ -1,7 +1,17 @@
 """Open implementation of D-EMO: class-conditional diffusion with the i2RMB block of EMOv2 (arXiv 2412.06674)."""
 
 from ._version import __version__
-from .models import DEMOTransformer2DModel, DiTModel, create_transformer, list_transformers
+from .models import (
+    DEMOTransformer2DModel,
+    DiTModel,
+    EMOv2Backbone,
+    EMOv2Config,
+    EMOv2ForImageClassification,
+    create_emov2,
+    create_transformer,
+    list_emov2,
+    list_transformers,
+)
 from .pipelines import DEMOPipeline
 from .schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 
@@ -9,9 +19,14 @@ __all__ = [
     "DEMOPipeline",
     "DEMOTransformer2DModel",
     "DiTModel",
+    "EMOv2Backbone",
+    "EMOv2Config",
+    "EMOv2ForImageClassification",
     "FlowMatchDopri5Scheduler",
     "FlowMatchSDEScheduler",
     "__version__",
+    "create_emov2",
     "create_transformer",
+    "list_emov2",
     "list_transformers",
 ]

@@ -1,8 +1,9 @@
-"""Converts DiT and SiT between the official checkpoints and pipeline folders.
+"""Converts official checkpoints: DiT and SiT to pipeline folders and back, EMOv2 and EMOv1 to classifier folders.
 
 python -m demo_diffusion.conversion DiT-XL-2-256x256.pt FOLDER     official -> pipeline folder
 python -m demo_diffusion.conversion facebook/DiT-XL-2-256 FOLDER   diffusers' DiT -> pipeline folder
 python -m demo_diffusion.conversion FOLDER weights.pt              pipeline folder -> official
+python -m demo_diffusion.conversion EMOv2_5M_224.pth FOLDER        official EMOv2 or EMOv1 -> transformers folder
 """
 
 import argparse
@@ -26,27 +27,31 @@ from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, objecti
 
 from .checkpoint_file import OfficialCheckpoint, read_checkpoint
 from .diffusers_dit import convert_diffusers_dit
+from .emov2 import is_emov2
+from .emov2_folder import classifier_from_official, save_classifier
 from .official import convert_dit, convert_sit, to_official
 
 CONVERTERS = {"dit": convert_dit, "sit": convert_sit}
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-{kind}"
+DIT_OPTIONS = ("family", "num_attention_heads", "vae")
+EMOV2_OPTIONS = ("image_size", "window_size", "attention_mode")
 SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
 
 
 def pipeline_from_official(
-    path: Path, family: str | None, num_attention_heads: int | None, vae: str | None
+    checkpoint: OfficialCheckpoint, path: Path, family: str | None, num_attention_heads: int | None, vae: str | None
 ) -> DEMOPipeline:
     """The pipeline of an official checkpoint, with its sampler, autoencoder and, for 1,000 classes, ImageNet's names.
 
     Args:
+        path: the file that it was read from.
         family: "dit" or "sit", whose files look alike; None: by the training options or the file's name.
         vae: folder or hub id; None: that of the training options, or sd-vae-ft-ema; "none": without.
 
     Raises:
         ValueError: if the file, the family or the autoencoder is not what it must be.
     """
-    checkpoint = read_checkpoint(path)
     family = _family(checkpoint, path, family)
     options = checkpoint.training_options
     if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
@@ -171,12 +176,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m demo_diffusion.conversion", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("source", help="official checkpoint (.pt, .safetensors), or pipeline folder or hub id")
+    parser.add_argument("source", help="official checkpoint (.pt, .pth, .safetensors), or pipeline folder or hub id")
     parser.add_argument("target", type=Path, help="folder to write, or .pt file for official weights")
-    official = parser.add_argument_group("official checkpoints")
+    official = parser.add_argument_group("official DiT and SiT")
     official.add_argument("--family", choices=list(CONVERTERS), help="if neither file nor file name tells")
     official.add_argument("--num-attention-heads", type=int, help="if the width is of no official size")
     official.add_argument("--vae", help="folder, hub id or 'none'; default: the one that it was trained with")
+    emov2 = parser.add_argument_group("official EMOv2 and EMOv1")
+    emov2.add_argument("--image-size", type=int, help="trained at; default: that in the file's name, or 224")
+    emov2.add_argument("--window-size", type=int, help="default: 7 at 224 pixels, 8 at 256 and 512")
+    emov2.add_argument(
+        "--attention-mode",
+        choices=["neighborhood", "remote", "spanning"],
+        help="for ablations, whose weights do not tell; default: spanning, in EMOv1 remote",
+    )
     parser.add_argument_group("diffusers' DiT").add_argument(
         "--as-official",
         action="store_true",
@@ -196,25 +209,39 @@ def convert(options: argparse.Namespace) -> None:
     if target.suffix == ".pt":
         if not _is_ours(source):
             raise ValueError(f"{source} is no pipeline folder of this package; official weights are made from one.")
-        _check_unused(options, "family", "num_attention_heads", "vae", "as_official")
+        _check_unused(options, *DIT_OPTIONS, *EMOV2_OPTIONS, "as_official")
         state = official_weights(pipeline_from_ours(source))
         write_whole(target, lambda partial: torch.save(state, partial))
     else:
-        pipeline = _read_foreign(source, options)
-        write_whole(target, pipeline.save_pretrained)
+        write_whole(target, _read_foreign(source, options))
     print(f"Wrote {target}.")
 
 
-def _read_foreign(source: Path, options: argparse.Namespace) -> DEMOPipeline:
+def _read_foreign(source: Path, options: argparse.Namespace) -> Callable[[Path], None]:
+    """What writes the folder made of a file or of another library's folder."""
     if source.is_file():
-        _check_unused(options, "as_official")
-        return pipeline_from_official(source, options.family, options.num_attention_heads, options.vae)
+        return _read_official(source, options)
+    _check_unused(options, *EMOV2_OPTIONS)
     if source.suffix in CHECKPOINT_SUFFIXES:
         raise ValueError(f"There is no file {source}.")
     if _is_ours(source):
         raise ValueError(f"{source} is a pipeline of this package already; for official weights give a .pt target.")
-    _check_unused(options, "family", "num_attention_heads", "vae")
-    return pipeline_from_diffusers(options.source, options.as_official)
+    _check_unused(options, *DIT_OPTIONS)
+    return pipeline_from_diffusers(options.source, options.as_official).save_pretrained
+
+
+def _read_official(source: Path, options: argparse.Namespace) -> Callable[[Path], None]:
+    checkpoint = read_checkpoint(source)
+    _check_unused(options, "as_official")
+    if is_emov2(checkpoint.state_dict):
+        _check_unused(options, *DIT_OPTIONS)
+        chosen = (options.image_size, options.window_size, options.attention_mode)
+        names = {1000: ResNet50_Weights.DEFAULT.meta["categories"]}
+        model = classifier_from_official(checkpoint.state_dict, source, *chosen, names)
+        return lambda folder: save_classifier(model, folder)
+    _check_unused(options, *EMOV2_OPTIONS)
+    chosen = (options.family, options.num_attention_heads, options.vae)
+    return pipeline_from_official(checkpoint, source, *chosen).save_pretrained
 
 
 def _check_target(target: Path) -> None:

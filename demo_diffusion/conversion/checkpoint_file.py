@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+WEIGHTS_ENTRIES = ("ema", "net", "net_E")
+
 
 @dataclass
 class OfficialCheckpoint:
@@ -17,7 +19,10 @@ class OfficialCheckpoint:
 
 
 def read_checkpoint(path: Path) -> OfficialCheckpoint:
-    """Reads a state dict (.pt or .safetensors), or of a training checkpoint the moving average "ema" and "args".
+    """Reads a state dict (.pt or .safetensors), or the weights of a training checkpoint.
+
+    Of a checkpoint of DiT's or SiT's training those are the moving average "ema", with the options in "args"; of EMO's
+    and EMOv2's, "net", as the official test command reads it, or the moving average "net_E" if that alone is there.
 
     Raises:
         ValueError: if the file cannot be read, holds something but tensors and options, or no weights.
@@ -30,11 +35,12 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
             f"{path} holds a training checkpoint without the moving average 'ema', which is what is sampled from; its "
             f"entries are {list(content)}."
         )
-    weights, options = content.get("ema", content), content.get("args") if "ema" in content else None
+    name = next((name for name in WEIGHTS_ENTRIES if name in content), None)
+    weights, options = (content, None) if name is None else (content[name], content.get("args"))
     options = vars(options) if isinstance(options, argparse.Namespace) else options or {}
     if not isinstance(weights, dict) or not isinstance(options, dict):
         raise ValueError(
-            f"{path} is no training checkpoint: its 'ema' is a {type(weights).__name__}, its 'args' a "
+            f"{path} is no training checkpoint: its {name!r} is a {type(weights).__name__}, its 'args' a "
             f"{type(options).__name__}."
         )
     return OfficialCheckpoint(weights, options)

@@ -8,6 +8,8 @@ import torch
 from demo_diffusion.models import ClassConditionalTransformer, DiTModel
 from demo_diffusion.models.transformer_dit import DIT_PRESETS
 
+from .state_checks import MAX_LISTED, check_keys, check_shapes, raise_listed
+
 OFFICIAL_HEADS = {
     preset["num_attention_heads"] * preset["attention_head_dim"]: preset["num_attention_heads"]
     for preset in DIT_PRESETS.values()
@@ -35,7 +37,7 @@ TELLING_KEYS = {  # whose shapes tell the config, with their number of dimension
     "blocks.0.mlp.fc1.weight": 2,
     "final_layer.linear.bias": 1,
 }
-MAX_LISTED = 20
+KIND = "DiT or SiT"
 
 
 def convert_dit(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> DiTModel:
@@ -101,10 +103,10 @@ def to_official(transformer: ClassConditionalTransformer) -> dict[str, torch.Ten
 
 def _convert(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None, reverse_time: bool) -> DiTModel:
     key_map = _key_map(_count_blocks(state_dict))
-    _check_keys(state_dict, key_map)
+    check_keys(state_dict, key_map, KIND)
     with torch.device("meta"):
         model = DiTModel(**_infer_config(state_dict, num_attention_heads), reverse_time=reverse_time)
-    _check_shapes(state_dict, key_map, model)
+    check_shapes(state_dict, {key: model.get_parameter(name).shape for key, name in key_map.items()}, KIND)
     ours = {name: state_dict[official] for official, name in key_map.items()}
     model.to_empty(device="cpu").load_state_dict(_negate_velocity(ours) if reverse_time else ours)
     return model.eval()
@@ -132,48 +134,13 @@ def _count_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
     return max(1, len({key.split(".")[1] for key in state_dict if str(key).startswith("blocks.")}))
 
 
-def _check_keys(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str]) -> None:
-    problems = {
-        "missing": [key for key in key_map if key not in state_dict],
-        "unknown": [key for key in state_dict if key not in key_map],
-        "not a tensor of numbers": [key for key, value in state_dict.items() if not _is_usable(value)],
-        "not finite": [key for key, value in state_dict.items() if _is_usable(value) and not value.isfinite().all()],
-    }
-    _raise_listed({kind: keys for kind, keys in problems.items() if keys})
-
-
-def _is_usable(value: object) -> bool:
-    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-    return is_dense and value.is_floating_point()
-
-
-def _check_shapes(state_dict: Mapping[str, torch.Tensor], key_map: dict[str, str], model: DiTModel) -> None:
-    expected = {official: model.get_parameter(name).shape for official, name in key_map.items()}
-    misshapen = [
-        f"{key} {tuple(state_dict[key].shape)}, expected {tuple(shape)}"
-        for key, shape in expected.items()
-        if state_dict[key].shape != shape
-    ]
-    _raise_listed({"misshapen": misshapen} if misshapen else {})
-
-
-def _raise_listed(problems: dict[str, list[str]]) -> None:
-    if not problems:
-        return
-    lists = []
-    for kind, entries in problems.items():
-        more = f" and {len(entries) - MAX_LISTED} more" if len(entries) > MAX_LISTED else ""
-        lists.append(f"{kind}: {', '.join(map(str, entries[:MAX_LISTED]))}{more}")
-    raise ValueError(f"This is not a checkpoint of the official DiT or SiT. {'; '.join(lists)}.")
-
-
 def _infer_config(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None) -> dict:
     """The network's config from the weights' shapes."""
     shapes = {key: tuple(state_dict[key].shape) for key in TELLING_KEYS}
     wrong = [
         f"{key} {shapes[key]}" for key, ndim in TELLING_KEYS.items() if len(shapes[key]) != ndim or 0 in shapes[key]
     ]
-    _raise_listed({"misshapen": wrong} if wrong else {})
+    raise_listed({"misshapen": wrong}, KIND)
     width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
     grid = math.isqrt(shapes["pos_embed"][1])
     return {

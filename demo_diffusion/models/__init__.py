@@ -1,4 +1,9 @@
+from .autoencoder_taef2 import AutoencoderTAEF2
 from .class_conditional import ClassConditionalTransformer
+from .emov2 import EMOv2Backbone, EMOv2ForImageClassification, EMOv2Model
+from .emov2_auto import register_emov2
+from .emov2_config import EMOv2Config
+from .emov2_presets import create_emov2, list_emov2
 from .mobile_block import MobileBlock, MobileMixer
 from .presets import create_transformer, list_transformers
 from .spanning_attention import ATTENTION_MODES, spanning_attention
@@ -7,12 +12,22 @@ from .transformer_dit import DiTModel
 
 __all__ = [
     "ATTENTION_MODES",
+    "AutoencoderTAEF2",
     "ClassConditionalTransformer",
     "DEMOTransformer2DModel",
     "DiTModel",
+    "EMOv2Backbone",
+    "EMOv2Config",
+    "EMOv2ForImageClassification",
+    "EMOv2Model",
     "MobileBlock",
     "MobileMixer",
+    "create_emov2",
     "create_transformer",
+    "list_emov2",
     "list_transformers",
+    "register_emov2",
     "spanning_attention",
 ]
+
+register_emov2()

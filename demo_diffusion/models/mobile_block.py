@@ -1,7 +1,7 @@
 """The i2RMB block: attention over an expanded value, depthwise convolution, projection.
 
 EMOv2 (arXiv 2412.06674, Sec. 3.2 and 3.3) calls the pattern Meta Mobile Block. `MobileMixer` is its inside, shared by
-D-EMO (which puts adaptive LayerNorm and a gate around it) and by EMOv2 (`MobileBlock`).
+D-EMO (which puts adaptive LayerNorm and a gate around it), by EMOv2 and EMOv1 (`MobileBlock`) and by their stems.
 """
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .depthwise_conv import DepthwiseConvNorm
+from .folding import FoldableLinear
 from .positions import rotate
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
 from .window_position import WINDOW_POSITIONS
@@ -16,10 +17,22 @@ from .window_position import WINDOW_POSITIONS
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 
 
+class SqueezeExcitation(nn.Module):
+    """x · sigmoid(Linear(SiLU(Linear(mean of x over positions)))), without reduction: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.reduce = nn.Linear(channels, channels)
+        self.expand = nn.Linear(channels, channels)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens * self.expand(F.silu(self.reduce(tokens.mean((1, 2), keepdim=True)))).sigmoid()
+
+
 class MobileMixer(nn.Module):
     """proj(z + SiLU(BatchNorm(DepthwiseConv(z)))), z = attention(q, k, act(v)); without attention z = act(v).
 
-    With stride 2 the sum loses its first term. Shapes: (B, H, W, in_channels) -> (B, ⌈H / stride⌉, ⌈W / stride⌉,
+    Without `skip` the sum loses its first term. Shapes: (B, H, W, in_channels) -> (B, ⌈H / stride⌉, ⌈W / stride⌉,
     out_channels).
 
     Args:
@@ -31,6 +44,10 @@ class MobileMixer(nn.Module):
         activation: of v, "gelu" (exact) or "silu".
         qk_norm: RMSNorm of each head's queries and keys (arXiv 2302.05442, Sec. 2, has LayerNorm there).
         window_position: position inside the windows, None or one of `WINDOW_POSITIONS`.
+        attend_before_value: EMOv1's order, z = act(Linear(attention(q, k, input))); heads then split the input.
+        value_projection: False: z is the input itself (the stems).
+        squeeze_excitation: after the convolution and its SiLU (EMOv1's stem).
+        skip: add z to the convolution's output; None: where the stride is 1.
 
     Raises:
         ValueError: if a setting is not among those allowed.
@@ -50,16 +67,26 @@ class MobileMixer(nn.Module):
         eps: float = 1e-6,
         qk_norm: bool = False,
         window_position: str | None = None,
+        attend_before_value: bool = False,
+        value_projection: bool = True,
+        squeeze_excitation: bool = False,
+        skip: bool | None = None,
     ):
         super().__init__()
         hidden_channels = int(in_channels * expansion_ratio)
+        attended_channels = in_channels if attend_before_value else hidden_channels
         _check_settings(
-            in_channels, hidden_channels, num_heads, attention_mode, window_size, kernel_size, stride, activation
+            in_channels, attended_channels, num_heads, attention_mode, window_size, kernel_size, stride, activation
         )
+        self.skip = stride == 1 if skip is None else skip
+        if self.skip and stride != 1:
+            raise ValueError("A mixer of stride 2 has no skip; leave it out or give skip=False.")
+        if not value_projection and (attention_mode != "none" or expansion_ratio != 1):
+            raise ValueError("Without value_projection a mixer has expansion_ratio=1 and attention_mode='none'.")
         self.num_heads = num_heads
         self.attention_mode = attention_mode
         self.window_size = window_size
-        self.stride = stride
+        self.attend_before_value = attend_before_value
         self.activation = ACTIVATIONS[activation]
         self.window_position = self.query_norm = self.key_norm = None
         if attention_mode != "none":
@@ -70,15 +97,21 @@ class MobileMixer(nn.Module):
                 self.key_norm = nn.RMSNorm(head_dim, eps)
             if window_position is not None:
                 self.window_position = _window_position(window_position, num_heads, head_dim, window_size)
-        self.v = nn.Linear(in_channels, hidden_channels)
+        self.v = FoldableLinear(in_channels, hidden_channels) if value_projection else None
         self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps)
-        self.proj = nn.Linear(hidden_channels, out_channels, bias=False)
+        self.squeeze_excitation = SqueezeExcitation(hidden_channels) if squeeze_excitation else None
+        self.proj = FoldableLinear(hidden_channels, out_channels, bias=False)
 
     def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """`rotary`: `rotary_table` of the grid padded to whole windows, which turns queries and keys; None: nothing."""
-        z = self.attend(tokens, rotary) if self.attention_mode != "none" else self.activation(self.v(tokens))
+        if self.attention_mode != "none":
+            z = self.attend(tokens, rotary)
+        else:
+            z = tokens if self.v is None else self.activation(self.v(tokens))
         local = F.silu(self.conv_local(z))
-        return self.proj(z + local if self.stride == 1 else local)
+        if self.squeeze_excitation is not None:
+            local = self.squeeze_excitation(local)
+        return self.proj(z + local if self.skip else local)
 
     def attend(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """(B, H, W, in_channels) -> (B, H, W, expansion_ratio · in_channels)."""
@@ -87,11 +120,11 @@ class MobileMixer(nn.Module):
         query, key = self.qk(tokens).chunk(2, dim=-1)
         query = self._norm_and_rotate(query, self.query_norm, rotary)
         key = self._norm_and_rotate(key, self.key_norm, rotary)
-        value = self.activation(self.v(tokens))
+        value = tokens if self.attend_before_value else self.activation(self.v(tokens))
         z = spanning_attention(
             query, key, value, self.num_heads, self.window_size, self.attention_mode, self.window_position
-        )
-        return z[:, :height, :width]
+        )[:, :height, :width]
+        return self.activation(self.v(z)) if self.attend_before_value else z
 
     def _norm_and_rotate(self, x: torch.Tensor, norm: nn.Module | None, rotary: torch.Tensor | None) -> torch.Tensor:
         if norm is None and rotary is None:
@@ -109,6 +142,9 @@ class ChannelsLastBatchNorm(nn.BatchNorm2d):
         return super().forward(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+NORMS = {"batch": ChannelsLastBatchNorm, "layer": nn.LayerNorm}
+
+
 class MobileBlock(nn.Module):
     """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)); with stride 2 there is no skip.
 
@@ -116,8 +152,12 @@ class MobileBlock(nn.Module):
 
     Args:
         norm: "batch" or "layer" (both affine, over channels).
-        layer_scale_init: initial value of gamma.
+        layer_scale_init: initial value of gamma; None: there is no gamma (EMOv1).
+        drop_path: probability that a training sample passes by the block (stochastic depth, arXiv 1603.09382).
         mixer_config: the other arguments of `MobileMixer`.
+
+    Raises:
+        ValueError: if a setting is not among those allowed.
     """
 
     def __init__(
@@ -125,28 +165,54 @@ class MobileBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         norm: str = "layer",
-        layer_scale_init: float = 1e-6,
+        layer_scale_init: float | None = 1e-6,
         eps: float = 1e-6,
         stride: int = 1,
+        drop_path: float = 0.0,
         **mixer_config,
     ):
         super().__init__()
-        norms = {"batch": ChannelsLastBatchNorm, "layer": nn.LayerNorm}
-        if norm not in norms:
-            raise ValueError(f"norm is {norm!r}; it must be one of {sorted(norms)}.")
+        if norm not in NORMS:
+            raise ValueError(f"norm is {norm!r}; it must be one of {sorted(NORMS)}.")
         if stride == 1 and in_channels != out_channels:
             raise ValueError(
                 f"A block with a skip keeps its width; got in_channels={in_channels}, out_channels={out_channels}. "
                 "Use stride=2 to change the width."
             )
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path is {drop_path}; it must be a probability below 1.")
         self.skip = stride == 1
-        self.norm = norms[norm](in_channels, eps=eps)
+        self.drop_path = drop_path
+        self.norm = NORMS[norm](in_channels, eps=eps)
         self.mixer = MobileMixer(in_channels, out_channels, stride=stride, eps=eps, **mixer_config)
-        self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))
+        self.gamma = None
+        if layer_scale_init is not None:
+            self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        update = self.gamma * self.mixer(self.norm(tokens))
-        return tokens + update if self.skip else update
+        update = self.mixer(tokens if self._norm_is_folded else self.norm(tokens))
+        if self.gamma is not None and not self.mixer.proj.is_fused:
+            update = self.gamma * update
+        if not self.skip:
+            return update
+        if self.training and self.drop_path > 0:
+            update = update * F.dropout(update.new_ones(len(update), 1, 1, 1), self.drop_path)
+        return tokens + update
+
+    def fuse(self) -> None:
+        """Folds BatchNorms and gamma into the layers beside them, for inference.
+
+        The norm before attention stays: padding comes between it and the linear layers.
+        """
+        self.mixer.conv_local.fuse()
+        if isinstance(self.norm, nn.BatchNorm2d) and self.mixer.attention_mode == "none":
+            self.mixer.v.fuse_norm_before(self.norm)
+        if self.gamma is not None:
+            self.mixer.proj.fuse_scale_after(self.gamma)
+
+    @property
+    def _norm_is_folded(self) -> bool:
+        return self.mixer.v.is_fused
 
 
 def _window_position(name: str, num_heads: int, head_dim: int, window_size: int) -> nn.Module:
@@ -157,7 +223,7 @@ def _window_position(name: str, num_heads: int, head_dim: int, window_size: int)
 
 def _check_settings(
     in_channels: int,
-    hidden_channels: int,
+    attended_channels: int,
     num_heads: int,
     attention_mode: str,
     window_size: int,
@@ -179,7 +245,8 @@ def _check_settings(
         raise ValueError(f"stride is {stride}; it must be 1 or 2.")
     if attention_mode != "none" and stride != 1:
         raise ValueError("A block of stride 2 has no attention; use attention_mode='none'.")
-    if attention_mode != "none" and (in_channels % num_heads or hidden_channels % num_heads):
+    if attention_mode != "none" and (in_channels % num_heads or attended_channels % num_heads):
         raise ValueError(
-            f"num_heads is {num_heads}; it must divide the width {in_channels} and its expansion {hidden_channels}."
+            f"num_heads is {num_heads}; it must divide the width {in_channels} and that of the values, "
+            f"{attended_channels}."
         )

@@ -1,0 +1,95 @@
+"""The configuration of EMOv2 and EMOv1 (arXiv 2412.06674, Table IV; arXiv 2301.01146)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+NUM_STAGES = 4
+PER_STAGE = (
+    "hidden_sizes",
+    "depths",
+    "expansion_ratios",
+    "attention_head_dims",
+    "attention_modes",
+    "kernel_sizes",
+    "norms",
+    "activations",
+)
+
+
+@strict
+class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of `EMOv2ForImageClassification` and `EMOv2Backbone`. The defaults are EMOv2-5M.
+
+    The fields from `hidden_sizes` to `activations` have four entries, one a stage (strides 4, 8, 16 and 32).
+
+    Args:
+        num_channels: of the image.
+        image_size: height and width that the weights were trained at; any other size works too.
+        hidden_sizes: width of each stage.
+        depths: blocks of each stage, the first of which halves the grid.
+        expansion_ratios: width of a block's value over its input; a stage's first block has twice its stage's.
+        attention_head_dims: width of a head's queries and keys.
+        attention_modes: "none", "neighborhood", "remote" or "spanning"; a stage's first block has none.
+        kernel_sizes: odd side of the depthwise convolutions.
+        norms: "batch" or "layer", before a block.
+        activations: "silu" or "gelu", of a block's value.
+        window_size: side of the attention windows in tokens: 7 at 224 pixels, 8 at 256 and 512.
+        attend_before_value: EMOv1's attention, over a block's input before its expansion.
+        layer_scale_init_value: of each block's LayerScale; None: there is none.
+        drop_path_rate: of the last block; it rises linearly from 0 at the first.
+        stem_width: channels of the stem, stride 2; None: half the first stage's.
+        stem_activation: after the stem's first convolution: "silu", "gelu" or None.
+        stem_squeeze_excitation: in the stem (EMOv1).
+        norm_eps: of BatchNorm and LayerNorm.
+        initializer_range: standard deviation of the classifier's initial weights.
+        out_features, out_indices: stages that a backbone returns, of "stem", "stage1", … "stage4"; by default the last.
+
+    Raises:
+        ValueError: if a field has another number of entries than there are stages, or a head dim divides no width.
+    """
+
+    model_type = "emov2"
+
+    num_channels: int = 3
+    image_size: int = 224
+    hidden_sizes: list[int] | tuple[int, ...] = (48, 72, 160, 288)
+    depths: list[int] | tuple[int, ...] = (3, 3, 9, 3)
+    expansion_ratios: list[int | float] | tuple[int | float, ...] = (2.0, 3.0, 4.0, 4.0)
+    attention_head_dims: list[int] | tuple[int, ...] = (16, 24, 32, 32)
+    attention_modes: list[str] | tuple[str, ...] = ("none", "none", "spanning", "spanning")
+    kernel_sizes: list[int] | tuple[int, ...] = (5, 5, 5, 5)
+    norms: list[str] | tuple[str, ...] = ("batch", "batch", "layer", "layer")
+    activations: list[str] | tuple[str, ...] = ("silu", "silu", "gelu", "gelu")
+    window_size: int = 7
+    attend_before_value: bool = False
+    layer_scale_init_value: float | None = 1e-6
+    drop_path_rate: float | int = 0.05
+    stem_width: int | None = None
+    stem_activation: str | None = "silu"
+    stem_squeeze_excitation: bool = False
+    norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in PER_STAGE:
+            if len(getattr(self, name)) != NUM_STAGES:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must have {NUM_STAGES} entries, one a stage.")
+        if self.stem_width is None:
+            self.stem_width = self.hidden_sizes[0] // 2
+        self._check_heads()
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, NUM_STAGES + 1)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _check_heads(self) -> None:
+        stages = zip(self.hidden_sizes, self.attention_head_dims, self.attention_modes, strict=True)
+        for width, head_dim, mode in stages:
+            if mode != "none" and (head_dim < 1 or width % head_dim):
+                raise ValueError(
+                    f"attention_head_dims has {head_dim} for a stage of width {width}; it must divide the width."
+                )
