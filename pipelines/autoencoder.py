@@ -32,7 +32,8 @@ def load_vae(name: str | None, image_channels: int, device: torch.device) -> Aut
         )
     if vae.config.in_channels != image_channels:
         raise ValueError(f"{name} takes {vae.config.in_channels} channels; the images have {image_channels}.")
-    return vae.requires_grad_(False).eval().to(device)
+    # Channels last: convolutions take half the time on CPUs, and tensor cores want it.
+    return vae.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -43,7 +44,8 @@ def encode_moments(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
         (B, M, h, w): mean and log variance of the posterior, M = 2C; of a deterministic encoder the latents, M = C.
     """
     (encoded,) = vae.encode(images.to(vae.dtype), return_dict=False)
-    return encoded.parameters if isinstance(encoded, DiagonalGaussianDistribution) else encoded
+    moments = encoded.parameters if isinstance(encoded, DiagonalGaussianDistribution) else encoded
+    return moments.contiguous()
 
 
 def draw_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,6 @@ class LatentTable(Dataset):
         id2label: {class id: name}.
         channels: C.
         shape: (M, h, w).
-        statistics: mean and std of each channel of the latents, over images and positions.
         metadata: all of latents.json.
 
     Raises:
@@ -42,7 +41,6 @@ class LatentTable(Dataset):
         self.metadata = _read_metadata(self.folder)
         self.id2label = {int(key): name for key, name in self.metadata["id2label"].items()}
         self.channels, self.shape = self.metadata["channels"], tuple(self.metadata["shape"])
-        self.statistics = LatentNormalization(self.metadata["latents_mean"], self.metadata["latents_std"])
         self._paths = [self.folder / "shards" / shard["file"] for shard in self.metadata["shards"]]
         self._ends = list(accumulate(shard["images"] for shard in self.metadata["shards"]))
         self._opened: dict[int, tuple[torch.Tensor, list[int]]] = {}
@@ -56,6 +54,15 @@ class LatentTable(Dataset):
     @property
     def num_classes(self) -> int:
         return len(self.id2label)
+
+    @property
+    def statistics(self) -> LatentNormalization:
+        """Mean and standard deviation of each channel of the latents, over images, directions and positions.
+
+        Raises:
+            ValueError: if a channel is the same everywhere.
+        """
+        return LatentNormalization(self.metadata["latents_mean"], self.metadata["latents_std"])
 
     @property
     def vae_name(self) -> str:

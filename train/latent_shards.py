@@ -84,7 +84,8 @@ class LatentShards:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, skipped = content.tensors(), json.dumps(content.skipped)
         partial = self.path(shard).with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(save(tensors, {"sha256": _hash(tensors, skipped), "skipped": skipped}))
+        facts = json.dumps({"sha256": _hash(tensors, skipped), "skipped": skipped})
+        partial.write_bytes(save(tensors, {"facts": facts}))  # one entry: safetensors writes several in any order
         os.replace(partial, self.path(shard))
 
     def is_whole(self, shard: int) -> bool:
@@ -92,12 +93,11 @@ class LatentShards:
         try:
             with safe_open(self.path(shard), "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                recorded = file.metadata() or {}
-            skipped = recorded.get("skipped", "")
-            images = len(tensors["indices"]) + len(json.loads(skipped))
-        except (OSError, SafetensorError, KeyError, ValueError):
+                facts = json.loads(file.metadata()["facts"])
+            images = len(tensors["indices"]) + len(json.loads(facts["skipped"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return False
-        return recorded.get("sha256") == _hash(tensors, skipped) and images == len(self.span(shard))
+        return facts["sha256"] == _hash(tensors, facts["skipped"]) and images == len(self.span(shard))
 
     def read(self, shard: int) -> ShardContent:
         """Its tensors are views of the memory-mapped file.
@@ -113,7 +113,8 @@ def read_shard(path: Path) -> ShardContent:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            skipped = [Skipped(*each) for each in json.loads((file.metadata() or {})["skipped"])]
+            facts = json.loads(file.metadata()["facts"])
+        skipped = [Skipped(*each) for each in json.loads(facts["skipped"])]
         return ShardContent(**tensors, skipped=skipped)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The shard {path} is missing or damaged: {error}") from error
