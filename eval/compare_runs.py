@@ -25,10 +25,11 @@ def summary(run: RunFolder) -> dict[str, str]:
     Raises:
         ValueError: if the run is not finished.
     """
-    if not run.pipeline.is_dir() or not run.config_file.is_file():
+    pipeline = run.path / "pipeline"
+    if not pipeline.is_dir() or not run.config_file.is_file():
         raise ValueError(f"{run.path} is not the folder of a finished run; it lacks pipeline/ or config.yaml.")
     config = yaml.safe_load(run.config_file.read_text())
-    transformer = DEMOPipeline.from_pretrained(run.pipeline).transformer
+    transformer = DEMOPipeline.from_pretrained(pipeline).transformer
     family, network = config["model"]["transformer"].split("-")[0], transformer.config
     losses = run.read_losses(until_step=math.inf)
     if not losses:

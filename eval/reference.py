@@ -17,7 +17,7 @@ from demo_diffusion.eval.distances import Moments
 from demo_diffusion.eval.extractors import EXTRACTORS, FeatureExtractor, create_extractor
 from demo_diffusion.eval.image_sources import ImageSource, RealFolder, SampleArray, TrainingImages
 from demo_diffusion.eval.reference_statistics import MAX_KEPT, Reference, read_npz
-from demo_diffusion.train.configuration import DataConfig
+from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.image_data import load_images
 
 MOMENTS_AT_ONCE = 500

@@ -26,7 +26,7 @@ from demo_diffusion.eval.evaluate import main as evaluate
 from demo_diffusion.eval.extractors import EfficientNetExtractor
 from demo_diffusion.eval.image_sources import TrainingImages, to_tensor
 from demo_diffusion.eval.reference import main as make_reference
-from demo_diffusion.train.configuration import DataConfig
+from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.image_data import load_images
 from tests.evaluation_fixtures import untrained_inception
 

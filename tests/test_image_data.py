@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from demo_diffusion.train.configuration import DataConfig
-from demo_diffusion.train.image_data import BatchOrder, batches, center_crop, load_images, to_rgb
+from demo_diffusion.train.common_configuration import DataConfig
+from demo_diffusion.train.image_data import center_crop, load_images, to_rgb
 
 
 def picture(size=(20, 12), mode="RGB") -> Image.Image:
@@ -159,39 +159,3 @@ def test_center_crop_keeps_the_centre():
     image = Image.new("RGB", (64, 16), "black")
     image.paste("white", (24, 0, 40, 16))
     assert np.array(center_crop(image, 8)).min() > 200
-
-
-def order(rank=0, num_processes=1, accumulation_steps=1, first_step=0, last_step=10, batch_size=12) -> BatchOrder:
-    return BatchOrder(50, batch_size, accumulation_steps, rank, num_processes, first_step, last_step, seed=3)
-
-
-def test_every_epoch_holds_every_sample_once():
-    stream = [i for batch in order(last_step=25) for i in batch]
-    epochs = [stream[i : i + 50] for i in range(0, 300, 50)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert epochs[0] != epochs[1]
-
-
-def test_processes_and_accumulation_share_the_same_batches():
-    expected = list(order())
-    parts = [list(order(rank=r, num_processes=2, accumulation_steps=3)) for r in range(2)]
-    for step, batch in enumerate(expected):
-        seen = [i for rank in parts for part in rank[3 * step : 3 * step + 3] for i in part]
-        assert sorted(seen) == sorted(batch)
-
-
-def test_order_continues_where_it_stopped():
-    assert list(order(first_step=7)) == list(order())[7:]
-
-
-def test_indivisible_batch_is_named():
-    with pytest.raises(ValueError, match="batch_size is 12.*2 · 5 = 10"):
-        order(num_processes=2, accumulation_steps=5)
-
-
-def test_workers_keep_the_order(tmp_path):
-    images = load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8))
-    indices = BatchOrder(6, 4, 1, 0, 1, 0, 5, seed=0)
-    alone, together = (list(batches(images, indices, workers)) for workers in (0, 2))
-    assert len(alone) == 5
-    torch.testing.assert_close(together, alone)

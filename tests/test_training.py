@@ -1,8 +1,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,61 +14,25 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 from PIL import Image
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 from demo_diffusion.eval.compare_runs import main as compare_runs
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.eval.reference import main as make_reference
-from demo_diffusion.train.configuration import DataConfig, parse_config
+from demo_diffusion.train.common_configuration import DataConfig
+from demo_diffusion.train.configuration import parse_config
 from demo_diffusion.train.figures import labelled_grid
-from demo_diffusion.train.image_data import batches, load_images
-from demo_diffusion.train.run_folder import RunFolder
-from demo_diffusion.train.train_demo import Trainer, main
+from demo_diffusion.train.image_data import load_images
 
 from .test_image_data import image_folder
 from .test_pipeline import tiny_taesd, tiny_vae
-
-ROOT = Path(__file__).parents[1]
-SMALL = {
-    "config": ROOT / "configs/digits.yaml",
-    "num_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_steps": 8,
-    "batch_size": 8,
-    "learning_rate": 2e-3,
-    "warmup_steps": 0,
-    "log_every": 2,
-    "checkpoint_every": 3,
-    "sample_every": 4,
-    "num_inference_steps": 2,
-    "grid_columns": 2,
-    "knn_samples": 0,
-}
+from .training_fixtures import ROOT, SMALL, arguments, state_of, train
 
 
 @pytest.fixture(autouse=True)
 def new_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def arguments(output_dir, **options) -> list[str]:
-    return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": output_dir, **options}.items()]
-
-
-def train(output_dir, **options) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    main(arguments(output_dir, **options))
-    return Path(output_dir)
-
-
-def state_of(run: Path) -> dict[str, torch.Tensor]:
-    (checkpoint,) = (run / "checkpoints").iterdir()
-    return load_file(checkpoint / "model.safetensors") | {
-        f"ema.{name}": value for name, value in load_file(checkpoint / "ema.safetensors").items()
-    }
 
 
 def test_a_run_leaves_everything_that_is_promised(tmp_path):
@@ -199,30 +161,6 @@ def test_a_run_of_an_older_version_continues(tmp_path):
     train(run, num_steps=9, lr_schedule="constant")
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "objective": "ddpm", "timestep_scale": 1}])
-def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatch, options):
-    expected = train(tmp_path / "whole", **options)
-    train_step = Trainer.train_step
-
-    def interrupted(self, batch_iterator, step):
-        if step == 5:
-            raise KeyboardInterrupt
-        return train_step(self, batch_iterator, step)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    with pytest.raises(SystemExit, match="Interrupted.*step-000000003"):
-        train(tmp_path / "parts", **options)
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    assert not (tmp_path / "parts/pipeline").exists()
-    resumed = train(tmp_path / "parts", **options)
-
-    for name, value in state_of(expected).items():
-        assert torch.equal(value, state_of(resumed)[name]), name
-    losses = [np.genfromtxt(run / "loss.csv", delimiter=",", names=True) for run in (expected, resumed)]
-    assert np.array_equal(losses[0]["step"], [2, 4, 6, 8])
-    assert np.array_equal(losses[0]["loss"][[0, 3]], losses[1]["loss"][[0, -1]])
-
-
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
     run = train(tmp_path / "run")
     before = state_of(run)
@@ -246,36 +184,6 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(SystemExit, match="finished run without checkpoints"):
         train(run)
-
-
-def test_cut_off_checkpoints_are_not_resumed_and_copies_are_left_alone(tmp_path):
-    run = train(tmp_path / "run", lr_schedule="constant")
-    shutil.copytree(run / "checkpoints/step-000000008", run / "checkpoints/step-000000009.partial")
-    shutil.copytree(run / "checkpoints/step-000000008", run / "checkpoints/step-000000008-v2")
-    (run / "checkpoints/.DS_Store").touch()
-    assert RunFolder(run).latest_checkpoint().name == "step-000000008"
-    train(run, num_steps=9, lr_schedule="constant")
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        ".DS_Store",
-        "step-000000008-v2",
-        "step-000000009",
-    ]
-
-
-def test_moving_average_carries_batchnorm_statistics(tmp_path):
-    trainer = Trainer(parse_config(arguments(tmp_path, ema_decay=0.5, num_steps=3)))
-    decayed = {name: b.clone() for name, b in trainer.transformer.named_buffers()}
-    batch_iterator = iter(batches(trainer.images, trainer._batch_order(0), num_workers=0))
-    for step in range(3):
-        trainer.train_step(batch_iterator, step)
-        for name, b in trainer.transformer.named_buffers():
-            if b.is_floating_point():
-                decayed[name] = 0.5 * decayed[name] + 0.5 * b
-    statistics = {n: b for n, b in trainer.ema.module.named_buffers() if b.is_floating_point()}
-    assert len(statistics) == 2
-    for name, b in statistics.items():
-        torch.testing.assert_close(b, decayed[name])
-        assert not torch.equal(b, torch.zeros_like(b))
 
 
 def test_samples_need_the_moving_average_of_the_statistics(tmp_path):
@@ -314,57 +222,6 @@ def test_compiled_blocks_train_the_same(tmp_path):
     assert eager.keys() == compiled.keys()
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-5)
-
-
-def test_accumulation_may_change_on_resume(tmp_path, monkeypatch):
-    """A step takes the whole batch after it as before: without BatchNorm's batch statistics nothing changes."""
-    monkeypatch.setattr(Trainer, "_generator", lambda self, step, part: torch.Generator().manual_seed(step))
-    monkeypatch.setattr(Trainer, "loss", lambda self, images, labels, generator: regression(self, images, labels))
-    options = {"lr_schedule": "constant"}
-    expected = train(tmp_path / "whole", **options)
-    train(tmp_path / "parts", **options, num_steps=3)
-    resumed = train(tmp_path / "parts", **options, gradient_accumulation_steps=4)
-    for name, value in state_of(expected).items():
-        if name.startswith("label_embedder"):
-            torch.testing.assert_close(state_of(resumed)[name], value, atol=1e-6, rtol=1e-5)
-
-
-def regression(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """A loss without BatchNorm: the label table learns the images' means."""
-    return (trainer.transformer.label_embedder(labels).mean(1) - images.mean((1, 2, 3))).square().mean()
-
-
-def test_two_processes(tmp_path):
-    """Two processes see different data, keep equal weights, and leave one set of results; the run can be resumed."""
-    options = {"num_steps": 4, "lr_schedule": "constant", "checkpoint_every": 2, "sample_every": 2}
-    options["gradient_accumulation_steps"] = 2
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    worker = [str(ROOT / "tests/two_process_worker.py"), *arguments(tmp_path / "two", **options)]
-    script = [str(ROOT / "train/train_demo.py"), *arguments(tmp_path / "two", **{**options, "num_steps": 6})]
-    for target in (worker, script):
-        done = subprocess.run([*launch, *target], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two/samples/step-000000002.png").is_file()
-    records = json.loads((tmp_path / "two/run.json").read_text())
-    assert [(part["first_step"], part["num_processes"]) for part in records] == [(0, 2), (4, 2)]
-    assert DEMOPipeline.from_pretrained(tmp_path / "two/pipeline")("3", num_inference_steps=1).images
-
-
-def test_an_infinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
-    with pytest.raises(FloatingPointError, match="(nan|inf) by step 2.*learning_rate"):
-        train(tmp_path / "at_once", learning_rate=1e30)
-    loss = Trainer.loss
-
-    def broken_later(self, images, labels, generator):
-        return loss(self, images, labels, generator) * (float("nan") if generator.initial_seed() in late else 1)
-
-    config = parse_config(arguments(tmp_path / "later", log_every=100))
-    trainer = Trainer(config)
-    late = {trainer._generator(4, 0).initial_seed()}
-    monkeypatch.setattr(Trainer, "loss", broken_later)
-    with pytest.raises(FloatingPointError, match="weights are not finite at step 6.*step-000000003"):
-        trainer.run()
-    assert all(value.isfinite().all() for value in state_of(tmp_path / "later").values() if value.is_floating_point())
 
 
 @pytest.mark.parametrize(

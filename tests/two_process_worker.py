@@ -4,18 +4,19 @@ import torch
 from accelerate.utils import gather_object
 
 from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.train_demo import Trainer
+from demo_diffusion.train.train_demo import DiffusionTrainer
 
 
-class ComparingTrainer(Trainer):
-    def train(self, first_step: int) -> None:
+class ComparingTrainer(DiffusionTrainer):
+    def train(self, progress, stop_request) -> bool:
         assert self.accelerator.num_processes == 2
-        seen = gather_object([i for batch in self._batch_order(first_step) for i in batch])
-        assert len(seen) == len(set(seen)) == 4 * 8, "the ranks must share the batches"
-        super().train(first_step)
-        for name, parameter in self.transformer.named_parameters():
-            first, second = self.accelerator.gather(parameter.detach()[None])
+        seen = gather_object([i for batch in self.batch_order(progress.step) for i in batch])
+        assert len(seen) == len(set(seen)) == 6 * 8, "the ranks must share the batches"
+        stopped = super().train(progress, stop_request)
+        for name, value in [*self.network.state_dict().items(), *self.averages.full_state(0.99).items()]:
+            first, second = self.accelerator.gather(value.detach()[None])
             assert torch.equal(first, second), f"{name} differs between the ranks"
+        return stopped
 
 
 if __name__ == "__main__":

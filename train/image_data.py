@@ -1,6 +1,5 @@
-"""Labelled images from scikit-learn, a folder, a parquet file or the hub, and the order in which they are seen."""
+"""Labelled images from scikit-learn, a folder, a parquet file or the hub."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-from demo_diffusion.train.configuration import DataConfig
+from demo_diffusion.train.common_configuration import DataConfig
 
 
 @dataclass
@@ -146,13 +145,17 @@ class ImageTable(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.picture(index)
+        pixels = torch.from_numpy(np.array(center_crop(image, self.resolution))).permute(2, 0, 1)
+        return pixels.float() / 127.5 - 1, label
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """A row as an RGB image of its own size, and its class id; raises a ValueError if it cannot be read."""
         try:
             row = self.table[index]
-            image = center_crop(to_rgb(row[self.image_column]), self.resolution)
+            return to_rgb(row[self.image_column]), row[self.label_column]
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{self._name(index)} cannot be read as an image: {error}") from error
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels.float() / 127.5 - 1, row[self.label_column]
 
     def _name(self, index: int) -> str:
         encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]
@@ -183,53 +186,3 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-@dataclass
-class BatchOrder:
-    """The indices that one process sees, a list for each forward pass: a pure function of seed, step and rank.
-
-    The dataset is shuffled anew every epoch and read as one endless stream; a step takes the next `batch_size` samples,
-    whatever the number of processes and accumulation steps, so that a run continues where it stopped.
-
-    Raises:
-        ValueError: if the batch cannot be divided equally.
-    """
-
-    num_samples: int
-    batch_size: int
-    accumulation_steps: int
-    rank: int
-    num_processes: int
-    first_step: int
-    last_step: int
-    seed: int
-
-    def __post_init__(self):
-        parts = self.accumulation_steps * self.num_processes
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size is {self.batch_size}; it must be a multiple of processes times accumulation steps, "
-                f"{self.num_processes} · {self.accumulation_steps} = {parts}."
-            )
-
-    def __iter__(self) -> Iterator[list[int]]:
-        part_size = self.batch_size // (self.accumulation_steps * self.num_processes)
-        epoch, order = -1, []
-        for step in range(self.first_step, self.last_step):
-            for part in range(self.accumulation_steps):
-                start = step * self.batch_size + (part * self.num_processes + self.rank) * part_size
-                indices = []
-                for position in range(start, start + part_size):
-                    if position // self.num_samples != epoch:
-                        epoch = position // self.num_samples
-                        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
-                    indices.append(int(order[position % self.num_samples]))
-                yield indices
-
-
-def batches(images: LabelledImages, order: BatchOrder, num_workers: int) -> DataLoader:
-    """Batches (images (B, C, H, W), labels (B,)) in the given order."""
-    return DataLoader(
-        images.dataset, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available()
-    )

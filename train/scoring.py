@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast
 
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.evaluation import extract_features, in_words, write_results
@@ -39,15 +38,12 @@ class Scoring:
             step > 0 and step % self.config.eval_every == 0 and not (self._folder_of(step) / "results.json").is_file()
         )
 
-    def score(self, ema: torch.nn.Module, pipeline: DEMOPipeline, step: int) -> dict[str, float]:
+    def score(self, pipeline: DEMOPipeline, step: int) -> dict[str, float]:
         """Writes results.json and contact_sheet.png; returns the metrics on rank 0, else nothing.
 
         Every process must call it.
         """
         state, out = PartialState(), self._folder_of(step)
-        if state.num_processes > 1:
-            with torch.no_grad():
-                broadcast([*ema.parameters(), *ema.buffers()])  # BatchNorm's statistics are each process's own
         plan = SamplingPlan(self.config.eval_samples, self.config.num_inference_steps)
         if state.is_main_process:
             fingerprint = self._fingerprint(pipeline, plan, step)

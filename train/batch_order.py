@@ -1,0 +1,75 @@
+"""Which samples a process sees, and in which order: a pure function of seed, step and rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass
+class BatchOrder:
+    """Lists of (index, epoch), one for each forward pass of one process.
+
+    The dataset is shuffled anew every epoch and read as one endless stream; a step takes the next `batch_size` samples,
+    whatever the number of processes and accumulation steps, so that a run continues where it stopped.
+
+    Raises:
+        ValueError: if the batch cannot be divided equally.
+    """
+
+    num_samples: int
+    batch_size: int
+    accumulation_steps: int
+    rank: int
+    num_processes: int
+    first_step: int
+    last_step: int
+    seed: int
+
+    def __post_init__(self):
+        parts = self.accumulation_steps * self.num_processes
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be a multiple of processes times accumulation steps, "
+                f"{self.num_processes} · {self.accumulation_steps} = {parts}."
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Samples of one forward pass."""
+        return self.batch_size // (self.accumulation_steps * self.num_processes)
+
+    def part(self, number: int) -> slice:
+        """Where this process's accumulation part stands in the whole batch of a step."""
+        start = (number * self.num_processes + self.rank) * self.part_size
+        return slice(start, start + self.part_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, []
+        for step in range(self.first_step, self.last_step):
+            for number in range(self.accumulation_steps):
+                part, samples = self.part(number), []
+                for position in range(step * self.batch_size + part.start, step * self.batch_size + part.stop):
+                    if position // self.num_samples != epoch:
+                        epoch = position // self.num_samples
+                        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+                    samples.append((int(order[position % self.num_samples]), epoch))
+                yield samples
+
+
+def coin(seed: int, epoch: int, index: int) -> bool:
+    """A fair coin for a sample of an epoch, the same on every process and worker."""
+    return np.random.default_rng((seed, epoch, index)).random() < 0.5
+
+
+def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader:
+    """Batches of `samples`, whose keys are (index, epoch), in the given order."""
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
