@@ -19,7 +19,8 @@ from .checkpointing import checkpoint_module
 from .depthwise_conv import ConvNorm
 from .emov2_config import EMOv2Config
 from .folding import Foldable
-from .mobile_block import ACTIVATIONS, MobileBlock, MobileMixer
+from .mobile_block import MobileBlock, MobileMixer
+from .overwriting import ACTIVATIONS
 
 
 class EMOv2Stem(nn.Module):

@@ -10,11 +10,10 @@ from torch import nn
 
 from .depthwise_conv import DepthwiseConvNorm
 from .folding import FoldableLinear
+from .overwriting import ACTIVATIONS, add
 from .positions import rotate
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
 from .window_position import WINDOW_POSITIONS
-
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 
 
 class SqueezeExcitation(nn.Module):
@@ -108,10 +107,10 @@ class MobileMixer(nn.Module):
             z = self.attend(tokens, rotary)
         else:
             z = tokens if self.v is None else self.activation(self.v(tokens))
-        local = F.silu(self.conv_local(z))
+        local = ACTIVATIONS["silu"](self.conv_local(z))
         if self.squeeze_excitation is not None:
             local = self.squeeze_excitation(local)
-        return self.proj(z + local if self.skip else local)
+        return self.proj(add(local, z) if self.skip else local)
 
     def attend(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """(B, H, W, in_channels) -> (B, H, W, expansion_ratio · in_channels)."""
@@ -197,7 +196,7 @@ class MobileBlock(nn.Module):
             return update
         if self.training and self.drop_path > 0:
             update = update * F.dropout(update.new_ones(len(update), 1, 1, 1), self.drop_path)
-        return tokens + update
+        return add(update, tokens)
 
     def fuse(self) -> None:
         """Folds BatchNorms and gamma into the layers beside them, for inference.

@@ -83,6 +83,18 @@ def spanning_attention(
     for kind in WINDOW_KINDS[mode]:
         q, k, v = (partition_windows(x, window_size, kind, num_heads) for x in (query, key, value))
         q, k, bias = (q, k, None) if window_position is None else window_position(q, k)
-        attended = merge_windows(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), height, width, kind)
+        attended = merge_windows(_attention(q, k, v, bias), height, width, kind)
         output = attended if output is None else output + attended
     return output
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """softmax(q kᵀ / √d + bias) v of (windows, heads, tokens, d) and values of another width.
+
+    On the CPU PyTorch has no fused attention for values wider than the keys; in inference plain products are faster.
+    """
+    if bias is not None or query.device.type != "cpu" or torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, query.shape[:2])
