@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -33,7 +33,8 @@ from demo_diffusion.pipelines.autoencoder import (
     load_vae,
     moments_shape,
 )
-from demo_diffusion.train.configuration import DataConfig
+from demo_diffusion.train.common_configuration import DataConfig
+from demo_diffusion.train.config_parsing import describe
 from demo_diffusion.train.image_data import LabelledImages, load_images
 from demo_diffusion.train.latent_data import describe_vae
 from demo_diffusion.train.latent_shards import (
@@ -55,26 +56,22 @@ SHOWN_SKIPPED = 20
 COMPARED_IMAGES = 16  # evenly spaced ones, by which a dataset is recognised
 
 
-def _field(default, help: str):
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class CacheConfig:
     """One cache of latents."""
 
-    dataset: str = _field("", "folder of class folders, .parquet file or hub id")
-    vae: str = _field("", "folder or hub id of a diffusers autoencoder")
-    out: str = _field("", "folder of the latents")
-    split: str = _field("train", "split of the dataset")
-    image_column: str | None = _field(None, "column of the images; default: the only one of that type")
-    label_column: str | None = _field(None, "column of the class labels; default: the only one of that type")
-    resolution: int = _field(256, "side in pixels; images are resized and centre-cropped to it")
-    dtype: Literal["fp16", "bf16"] = _field("fp16", "of the stored moments; they are computed in float32")
-    batch_size: int = _field(32, "images encoded at once on a process")
-    num_workers: int = _field(4, "processes that decode images for each process")
-    shard_size: int = _field(256, "images in a file, the unit of resuming")
-    strict: bool = _field(False, "stop at an image that cannot be read instead of listing it")
+    dataset: str = describe("", "folder of class folders, .parquet file or hub id")
+    vae: str = describe("", "folder or hub id of a diffusers autoencoder")
+    out: str = describe("", "folder of the latents")
+    split: str = describe("train", "split of the dataset")
+    image_column: str | None = describe(None, "column of the images; default: the only one of that type")
+    label_column: str | None = describe(None, "column of the class labels; default: the only one of that type")
+    resolution: int = describe(256, "side in pixels; images are resized and centre-cropped to it")
+    dtype: Literal["fp16", "bf16"] = describe("fp16", "of the stored moments; they are computed in float32")
+    batch_size: int = describe(32, "images encoded at once on a process")
+    num_workers: int = describe(4, "processes that decode images for each process")
+    shard_size: int = describe(256, "images in a file, the unit of resuming")
+    strict: bool = describe(False, "stop at an image that cannot be read instead of listing it")
 
     def check(self) -> None:
         """Raises a ValueError if an option is missing or out of range."""
@@ -186,8 +183,8 @@ class LatentCache:
 
     def _remove_damaged(self) -> None:
         """Each process reads its share of the shards that are there."""
-        there = sorted(set(range(len(self.shards))) - set(self.shards.missing()))
-        mine = there[self.state.process_index :: self.state.num_processes]
+        share = range(self.state.process_index, len(self.shards), self.state.num_processes)
+        mine = [shard for shard in share if self.shards.path(shard).exists()]
         for shard in tqdm(mine, desc="checking", unit="shard", disable=not (mine and self.state.is_main_process)):
             if not self.shards.is_whole(shard):
                 tqdm.write(f"{self.shards.path(shard)} is damaged; it is made again.")
