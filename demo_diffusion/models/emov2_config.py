@@ -1,4 +1,4 @@
-"""The configuration of EMOv2 and EMOv1 (arXiv 2412.06674, Table IV; arXiv 2301.01146)."""
+"""The configuration of EMOv2 and EMOv1 (arXiv 2412.06674, Table IV, and 2301.01146)."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig

@@ -37,7 +37,7 @@ EMOV2_PRESETS = {  # arXiv 2412.06674, Table IV
     "EMOv2-20M": _preset((64, 128, 320, 448), (3, 3, 13, 3), _LARGE, (16, 32, 32, 32), 0.1),
     "EMOv2-50M": _preset((64, 128, 384, 512), (5, 8, 20, 7), _LARGE, (16, 32, 32, 32), 0.2),
 }
-EMOV1_PRESETS = {  # arXiv 2301.01146, Table 3
+EMOV1_PRESETS = {  # the release of arXiv 2301.01146 (ICCV'23)
     "EMOv1-1M": _preset((32, 48, 80, 168), (2, 2, 8, 3), _SMALL, (16, 16, 20, 21), 0.04036, **EMOV1_STYLE),
     "EMOv1-2M": _preset((32, 48, 120, 200), (3, 3, 9, 3), _SMALL, (16, 16, 20, 20), 0.05, **EMOV1_STYLE),
     "EMOv1-5M": _preset((48, 72, 160, 288), (3, 3, 9, 3), _LARGE, (24, 24, 32, 32), 0.05, **EMOV1_STYLE),
