@@ -1,0 +1,145 @@
+"""Measures an image classifier: `python eval/classify.py --model FOLDER --dataset DATA --split test --out FILE`.
+
+The model is a folder or hub id that transformers loads (timm's models as timm/NAME); images are prepared as its image
+processor says. `torchrun --nproc_per_node N eval/classify.py …` shares the images among N processes.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import BaseImageProcessor, HfArgumentParser
+
+import demo_diffusion  # noqa: F401  (registers EMOv2 with transformers' Auto classes)
+from demo_diffusion.eval.accuracy import Accuracy, measure_accuracy
+from demo_diffusion.eval.extractors import full_precision, state_hash
+from demo_diffusion.train.classification_data import Pictures, PreparedPictures
+from demo_diffusion.train.common_configuration import DataConfig
+from demo_diffusion.train.distillation import load_classifier
+from demo_diffusion.train.image_data import LabelledImages, load_images
+from demo_diffusion.train.run_folder import provenance, replace_text
+
+
+def _field(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ClassifyConfig:
+    """One measurement."""
+
+    model: str = _field("", "folder or hub id of a classifier, timm's models as timm/NAME")
+    dataset: str = _field("", "as in training: folder of class folders, .parquet file or hub id")
+    split: str = _field("validation", "split of the dataset")
+    image_column: str | None = _field(None, "column of the images; default: the only one of that type")
+    label_column: str | None = _field(None, "column of the class labels; default: the only one of that type")
+    resolution: int | None = _field(None, "side of the centre crop in pixels; default: the image processor's")
+    crop_pct: float | None = _field(None, "share of the shorter side that the crop keeps; default: the processor's")
+    batch_size: int = _field(64, "images at once on a process")
+    num_workers: int = _field(0, "processes that read images")
+    out: str | None = _field(None, "JSON file to write")
+
+    def check(self) -> None:
+        """Raises a ValueError if an option is missing or outside its range."""
+        for name in ("model", "dataset"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing.")
+        for name, least in (("resolution", 1), ("batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; it must be at least {least}.")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"--crop_pct is {self.crop_pct}; it must be in (0, 1].")
+        if self.out is not None and (Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir()):
+            raise ValueError(f"--out is {self.out}; it must be a file in a folder there is.")
+
+
+def change_crop(processor: BaseImageProcessor, resolution: int | None, crop_pct: float | None) -> None:
+    """Has an image processor make crops of another size, or of another share of the picture.
+
+    Raises:
+        ValueError: if it does not resize the shorter side and crop the centre.
+    """
+    if resolution is None and crop_pct is None:
+        return
+    size, crop = (getattr(processor, name, None) or {} for name in ("size", "crop_size"))
+    if not size.get("shortest_edge") or not crop.get("height") or crop["height"] != crop["width"]:
+        raise ValueError(
+            f"--resolution and --crop_pct change a resize of the shorter side and a square centre crop; this model's "
+            f"{type(processor).__name__} works otherwise. Leave them out."
+        )
+    crop_pct = crop["height"] / size["shortest_edge"] if crop_pct is None else crop_pct
+    resolution = crop["height"] if resolution is None else resolution
+    processor.size = {"shortest_edge": int(resolution / crop_pct)}
+    processor.crop_size = {"height": resolution, "width": resolution}
+
+
+def check_classes(images: LabelledImages, labels: dict[int, str], config: ClassifyConfig) -> None:
+    """Raises a ValueError if the model's classes are not the dataset's: another number, or another order of them."""
+    if len(labels) != images.num_classes:
+        raise ValueError(
+            f"{config.model} tells {len(labels)} classes apart, {config.dataset} (split {config.split!r}) has "
+            f"{images.num_classes}; accuracy needs the same classes."
+        )
+    theirs = [images.id2label[i] for i in range(images.num_classes)]
+    ours = [labels[i] for i in range(len(labels))]
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        wrong = next(i for i in range(len(ours)) if ours[i] != theirs[i])
+        raise ValueError(
+            f"{config.model} and {config.dataset} have the same classes in another order: class {wrong} is "
+            f"{ours[wrong]!r} of the model, {theirs[wrong]!r} of the dataset."
+        )
+
+
+def classify(config: ClassifyConfig, state: PartialState) -> dict:
+    """The measurement and what made it.
+
+    Raises:
+        ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
+    """
+    config.check()
+    data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
+    images = load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
+    model, processor = load_classifier(config.model)
+    check_classes(images, {int(i): name for i, name in model.config.id2label.items()}, config)
+    change_crop(processor, config.resolution, config.crop_pct)
+    fingerprint = state_hash(model)
+    model.to(state.device)
+    samples = PreparedPictures(Pictures(images), processor)
+    with full_precision(state.device):
+        accuracy = measure_accuracy(lambda x: model(x).logits, samples, state, config.batch_size, config.num_workers)
+    return {
+        **dataclasses.asdict(accuracy),
+        **dataclasses.asdict(config),
+        "input": list(samples[0][0].shape),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_sha256": fingerprint,
+        **provenance(state),
+    }
+
+
+def run(config: ClassifyConfig) -> None:
+    """Measures; rank 0 prints and writes the result."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    results = classify(config, state)
+    if state.is_main_process:
+        print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))
+        if config.out is not None:
+            replace_text(Path(config.out), json.dumps(results, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = HfArgumentParser(ClassifyConfig, description=__doc__, allow_abbrev=False)
+    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    try:
+        run(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

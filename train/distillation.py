@@ -1,0 +1,80 @@
+"""Soft distillation from any classifier that transformers can load, timm's included."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+
+def load_classifier(name: str) -> tuple[nn.Module, BaseImageProcessor]:
+    """A classifier in eval mode and its image processor, from a folder or the hub (timm's models as timm/NAME).
+
+    Raises:
+        ValueError: if one of them cannot be loaded.
+    """
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name)
+        return model.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(name)
+    except Exception as error:  # of the hub, of safetensors, of timm, …
+        raise ValueError(
+            f"The classifier {name} cannot be loaded: {error} Give a folder that save_pretrained wrote, or a hub id "
+            "such as timm/resnet50.a1_in1k (timm's need the package timm)."
+        ) from error
+
+
+def input_of(processor: BaseImageProcessor) -> tuple[tuple[int, int], list[float], list[float]]:
+    """((height, width), mean, standard deviation) of the RGB pixels that an image processor makes.
+
+    Raises:
+        ValueError: if it does not say, or makes something else.
+    """
+    if config := getattr(processor, "data_config", None):  # timm's
+        return tuple(config["input_size"][-2:]), list(config["mean"]), list(config["std"])
+    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
+    sides = [size.get(name) or size.get("shortest_edge") for name in ("height", "width")]
+    if None in sides or getattr(processor, "do_flip_channel_order", False):
+        raise ValueError(f"Only teachers of RGB images of one size are supported; this one has {processor}.")
+    if not processor.do_normalize:
+        return tuple(sides), [0.0] * 3, [1.0] * 3
+    return tuple(sides), list(processor.image_mean), list(processor.image_std)
+
+
+class Teacher(nn.Module):
+    """A frozen classifier that sees a student's images in its own size and normalisation.
+
+    Args:
+        name: folder or hub id.
+        num_classes: the student's.
+        image_mean, image_std: of the student's images.
+
+    Raises:
+        ValueError: if it cannot be loaded or has another number of classes.
+    """
+
+    def __init__(self, name: str, num_classes: int, image_mean: list[float], image_std: list[float]):
+        super().__init__()
+        self.model, processor = load_classifier(name)
+        if self.model.config.num_labels != num_classes:
+            raise ValueError(
+                f"The teacher {name} has {self.model.config.num_labels} classes, the data {num_classes}; distillation "
+                "needs the same classes. Choose a teacher of this data."
+            )
+        self.size, mean, std = input_of(processor)
+        ours, theirs = torch.tensor([image_mean, image_std]), torch.tensor([mean, std])
+        self.register_buffer("scale", (ours[1] / theirs[1])[:, None, None])
+        self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1])[:, None, None])
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_classes) of the student's normalised images (B, 3, H, W)."""
+        images = images * self.scale + self.shift
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return self.model(images).logits
+
+
+# DeiT's soft distillation (arXiv 2012.12877, eq. 2); a mean over images and classes, as in its code and in EMOv2's
+def soft_distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL divergence of the student from the teacher, logits (B, classes): the mean over both dimensions, times T²."""
+    student, teacher = (F.log_softmax(x.float() / temperature, dim=-1) for x in (logits, teacher_logits))
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2 / logits.numel()
