@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -162,3 +163,18 @@ def test_other_classes_are_refused(pictures, tmp_path):
     assert re.search("tells 4 classes apart, .* has 3", error_of(model=more, dataset=pictures))
     turned = save_model(tmp_path / "turned", tuple(reversed(CLASSES)))
     assert "class 0 is 'red' of the model, 'blue' of the dataset" in error_of(model=turned, dataset=pictures)
+
+
+@pytest.mark.skipif("IMAGENET_SAMPLE" not in os.environ, reason="needs IMAGENET_SAMPLE, a labelled part of ImageNet-1K")
+def test_imagenet_accuracy_of_known_weights(tmp_path):
+    """EfficientNet-Lite0, a known network with known weights, on real images."""
+    from demo_diffusion.eval.extractors import EfficientNetExtractor
+
+    network = EfficientNetExtractor().network
+    settings = {"architecture": "tf_efficientnet_lite0", "pretrained_cfg": network.pretrained_cfg, "num_classes": 1000}
+    model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(settings))
+    model.timm_model.load_state_dict(network.state_dict())
+    model.save_pretrained(tmp_path / "lite0")
+    sample = Path(os.environ["IMAGENET_SAMPLE"])
+    results = results_of(tmp_path, model=tmp_path / "lite0", dataset=sample.resolve(), split="train", batch_size=10)
+    assert results["top1"] > 0.7 and results["top5"] > 0.9
