@@ -14,6 +14,8 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from demo_diffusion import create_emov2
+from demo_diffusion.eval.classify import main as classify
+from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
 from demo_diffusion.models.emov2_presets import emov2_config
 from demo_diffusion.train import train_emov2
 from demo_diffusion.train.classification_data import AugmentedPictures, Pictures, image_processor, random_state_of
@@ -140,6 +142,26 @@ def test_the_model_folder_is_the_moving_average_and_loads_with_its_processor(fin
     assert pixels[0, 0].mean().item() == pytest.approx(red, abs=0.15)
 
 
+def test_the_folder_is_as_accurate_as_the_run_says(finished_run, folder, tmp_path):
+    classify([f"--model={finished_run / 'model'}", f"--dataset={folder}", f"--out={tmp_path / 'again.json'}"])
+    again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", finished_run / "results.json"))
+    assert {name: again[name] for name in ("num_images", "top1", "top5")} == {
+        name: results[name] for name in ("num_images", "top1", "top5")
+    }
+
+
+def test_runs_are_laid_side_by_side(finished_run, tmp_path, capsys):
+    compare_accuracy([str(finished_run), str(finished_run), "--out", str(tmp_path / "accuracy.png")])
+    results = json.loads((finished_run / "results.json").read_text())
+    table = capsys.readouterr().out
+    assert table.count(f"| EMOv2-1M | {results['parameters']:,} | 6 | {results['top1']:.2%} | 100.00% |") == 2
+    assert Image.open(tmp_path / "accuracy.png").size == (840, 480)
+    with pytest.raises(SystemExit, match="not the folder of a classifier's finished run"):
+        compare_accuracy([str(tmp_path), "--out", str(tmp_path / "accuracy.png")])
+    with pytest.raises(SystemExit, match=r"must be a .png, .pdf, .svg file"):
+        compare_accuracy([str(finished_run), "--out", str(tmp_path / "accuracy.txt")])
+
+
 def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, monkeypatch):
     whole = train(folder, tmp_path / "whole", **EVERYTHING_RANDOM)
     save, saved = ClassificationTrainer._save, []
@@ -234,6 +256,17 @@ def test_the_loss_is_cross_entropy_with_smoothing_and_the_teachers_term(folder, 
     target = (taught.teacher(images) / 2).softmax(-1)
     divergence = (target * (target.log() - (logits / 2).log_softmax(-1))).sum() * 4 / logits.numel()
     torch.testing.assert_close(taught.loss([images, labels], {}), expected + 5 * divergence)
+
+
+def test_mixed_targets_are_used_as_they_are(folder, tmp_path):
+    trainer = trainer_of(folder, tmp_path / "run", mixup=0.8, cutmix=1.0)
+    assert (trainer.mixup.mixup_alpha, trainer.mixup.cutmix_alpha, trainer.mixup.label_smoothing) == (0.8, 1.0, 0.1)
+    trainer.network.eval()
+    images, targets = torch.randn(4, 3, 32, 32), torch.rand(4, 2)
+    trainer.mixup = lambda images, labels: (images.flip(0), targets)
+    likelihood = trainer.network(images.flip(0)).logits.log_softmax(-1)
+    loss = trainer.loss([images, torch.tensor([0, 1, 1, 0])], {})
+    torch.testing.assert_close(loss, -(targets * likelihood).sum(-1).mean())
 
 
 def test_each_step_draws_one_side(folder, tmp_path):
