@@ -321,6 +321,18 @@ def test_soft_distillation_is_zero_for_equal_networks():
     assert soft_distillation_loss(logits, -logits, 2.0) > 0
 
 
+def test_overrides_of_the_preset(folder, tmp_path):
+    modes = ["none", "none", "remote", "remote"]
+    config = parse_config(arguments(folder, tmp_path / "run", attention_modes=modes, window_size=4))
+    assert config.model.overrides() == {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 2, 1],
+        "attention_head_dims": [8, 8, 8, 8],
+        "attention_modes": modes,
+        "window_size": 4,
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_is_read(name):
     config = parse_config(["--config", str(CONFIGS / name)])
@@ -388,8 +400,9 @@ def test_other_classes_are_refused(folder, tmp_path):
 
 
 def test_measuring_on_training_images_is_said(folder, tmp_path):
-    with pytest.warns(UserWarning, match="measured on the training images"):
-        trainer_of(folder, tmp_path / "run", val_split="train")
+    for dataset, split in ((folder, "train"), ("digits", "validation")):
+        with pytest.warns(UserWarning, match="measured on the training images"):
+            trainer_of(dataset, tmp_path / "run", val_split=split)
 
 
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):

@@ -192,8 +192,8 @@ def load_validation_images(config: ClassificationDataConfig, images: LabelledIma
             f"The validation images ({dataset}, split {config.val_split!r}) have {_in_words(measured)}, the training "
             f"images {_in_words(images)}; they must be the same. See --val_dataset and --val_split."
         )
-    if dataset == config.dataset and config.val_split == config.split:
-        warnings.warn(f"Accuracy is measured on the training images: val_split is {config.split!r}.", stacklevel=2)
+    if dataset == config.dataset and (config.val_split == config.split or dataset == "digits"):
+        warnings.warn("Accuracy is measured on the training images; see --val_dataset and --val_split.", stacklevel=2)
     return measured
 
 
