@@ -22,6 +22,8 @@ def describe_pipeline(pipeline: DEMOPipeline) -> dict:
         "objective": pipeline.config.objective,
         "vae": None if pipeline.vae is None else weights_hash(pipeline.vae),
         "vae_settings": None if pipeline.vae is None else settings_of(pipeline.vae),
+        "latents_mean": pipeline.config.latents_mean,
+        "latents_std": pipeline.config.latents_std,
         "sampler": type(pipeline.scheduler).__name__,
         "sampler_settings": settings_of(pipeline.scheduler),
     }

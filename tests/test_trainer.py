@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ def assert_equal_states(actual, expected):
         assert torch.equal(actual[name], value), name
 
 
-def losses_of(run) -> list[tuple[str, str]]:
-    return [(row["step"], row["loss"]) for row in csv.DictReader((run / "loss.csv").open())]
+def losses_of(run) -> list[tuple[str, ...]]:
+    return [(row["step"], row["loss"], row["skipped_steps"]) for row in csv.DictReader((run / "loss.csv").open())]
 
 
 def call_before_step(monkeypatch, step: int, action) -> None:
@@ -81,7 +82,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatc
     resumed = train(tmp_path / "parts", **options)
     assert_equal_states(resumed, expected)
     assert losses_of(resumed) == losses_of(expected)
-    assert [step for step, _ in losses_of(expected)] == ["2", "4", "6", "8"]
+    assert [step for step, *_ in losses_of(expected)] == ["2", "4", "6", "8"]
 
 
 def test_sigterm_saves_and_ends_the_run_and_it_continues(tmp_path, monkeypatch, capsys):
@@ -193,7 +194,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(tmp_path, monk
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
-    assert [step for step, _ in losses_of(train(tmp_path))] == ["2", "4", "6", "8"]
+    assert [step for step, *_ in losses_of(train(tmp_path))] == ["2", "4", "6", "8"]
 
 
 def test_a_missing_folder_stops_the_run(tmp_path, monkeypatch):
@@ -315,6 +316,22 @@ def test_two_processes_that_share_the_weights(tmp_path, run_of_two):
     resumed = averages_of(resume_from_step_2(sharded, tmp_path / "resumed", "tests/sharded_worker.py"))
     assert all(torch.equal(value, resumed[name]) for name, value in averages_of(sharded).items())
     assert DEMOPipeline.from_pretrained(sharded / "pipeline")("3", num_inference_steps=1).images
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_two_processes_that_share_the_optimizer(tmp_path, precision):
+    """DeepSpeed's ZeRO-2 computes what DDP does, with weights in float32, and resumes exactly."""
+    options = {**TWO, "max_grad_norm": 1, "mixed_precision": precision}
+    launch([str(ROOT / "train/train_demo.py"), *arguments(tmp_path / "ddp", **options)])
+    launch([str(ROOT / "tests/deepspeed_worker.py"), *arguments(tmp_path / "zero", **options)])
+    expected, actual = averages_of(tmp_path / "ddp"), averages_of(tmp_path / "zero")
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3)
+    shutil.copytree(tmp_path / "zero", tmp_path / "resumed")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / f"resumed/checkpoints/step-{step:09d}")
+    launch([str(ROOT / "tests/deepspeed_worker.py"), *arguments(tmp_path / "resumed", **options)])
+    assert all(torch.equal(value, averages_of(tmp_path / "resumed")[name]) for name, value in actual.items())
 
 
 def test_the_number_of_processes_may_change(tmp_path):

@@ -20,6 +20,7 @@ from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, FlowMatchDopri5
 from demo_diffusion.eval.compare_runs import main as compare_runs
 from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.train.cache_latents import main as cache_latents
 from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.configuration import parse_config
 from demo_diffusion.train.figures import labelled_grid
@@ -266,3 +267,49 @@ def test_grid_is_labelled_apart_and_enlarged():
     assert (grid[4:68, left : left + 64] == 0).all() and (grid[72:136, left : left + 64] == 90).all()
     assert (grid[:, left + 64 : left + 68] == 255).all() and (grid[:, left - 8 : left] == 255).all()
     assert (grid[4:68, :left] < 128).any() and (grid[72:136, :left] < 128).any()
+
+
+def test_cached_latents_train_as_images_through_the_autoencoder(tmp_path):
+    """The same batches, flips and draws; what remains is the rounding of the stored moments."""
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    images = image_folder(tmp_path / "images")
+    cache = {"dataset": images, "vae": tmp_path / "vae", "out": tmp_path / "latents", "num_workers": 0}
+    cache_latents([f"--{name}={value}" for name, value in {**cache, "resolution": 16}.items()])
+    data = {"resolution": 16, "random_flip": True, "window_size": 2, "num_steps": 4}
+    on_the_fly = train(tmp_path / "images_run", dataset=images, vae=tmp_path / "vae", **data)
+    cached = train(tmp_path / "latents_run", latents=tmp_path / "latents", **data)
+    losses = [np.genfromtxt(run / "loss.csv", delimiter=",", names=True)["loss"] for run in (on_the_fly, cached)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+    assert not np.array_equal(losses[0], losses[1])
+    other_seed = train(tmp_path / "other_run", latents=tmp_path / "latents", seed=1, **data)
+    other = np.genfromtxt(other_seed / "loss.csv", delimiter=",", names=True)["loss"]
+    assert abs(other / losses[0] - 1).min() > 0.01
+
+    normalized = train(tmp_path / "normalized", latents=tmp_path / "latents", latent_normalization="channels", **data)
+    pipeline = DEMOPipeline.from_pretrained(normalized / "pipeline")
+    assert len(pipeline.config.latents_mean) == len(pipeline.config.latents_std) == 4
+    assert pipeline("dog", num_inference_steps=2).images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latents": "NOWHERE"}, "NOWHERE does not exist; train/cache_latents.py"),
+        ({"latents": "LATENTS"}, "resolution is 8; the latents .* 16 pixels"),
+        ({"latents": "LATENTS", "resolution": 16, "vae": "OTHER"}, "made by another autoencoder"),
+        ({"latents": "LATENTS", "resolution": 16, "patch_size": 3}, "sample_size is 8"),
+        ({"latents": "LATENTS", "knn_samples": 5}, "knn_samples compares samples with the images"),
+        ({"latent_normalization": "channels"}, "statistics of a cache; give --latents"),
+    ],
+)
+def test_mistakes_with_latents_are_named(tmp_path, capsys, options, message):
+    tiny_vae().save_pretrained(tmp_path / "VAE")
+    tiny_vae().save_pretrained(tmp_path / "OTHER")
+    cache = {"dataset": image_folder(tmp_path / "IMAGES"), "vae": tmp_path / "VAE", "out": tmp_path / "LATENTS"}
+    cache_latents([f"--{name}={value}" for name, value in {**cache, "resolution": 16, "num_workers": 0}.items()])
+    places = ("NOWHERE", "LATENTS", "OTHER")
+    options = {name: tmp_path / value if value in places else value for name, value in options.items()}
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "run", **options)
+    assert re.search(message, str(stop.value) + capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()

@@ -148,6 +148,10 @@ def _check(config: TrainingConfig) -> None:
     )
     _check_objective(config.objective)
     check_fields(config.model.transformer, config.model.overrides())
+    if values["latents"] is not None and values["knn_samples"]:
+        raise ValueError("knn_samples compares samples with the images, which --latents does not read; set it to 0.")
+    if values["latents"] is None and values["latent_normalization"] == "channels":
+        raise ValueError("latent_normalization 'channels' takes the statistics of a cache; give --latents.")
     if values["eval_every"] and values["eval_reference"] is None:
         raise ValueError(f"eval_every is {values['eval_every']}, which needs eval_reference.")
     samplers = SAMPLERS[values["objective"]]

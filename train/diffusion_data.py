@@ -76,7 +76,13 @@ def _from_images(config: DiffusionDataConfig, seed: int, device: torch.device) -
 
 def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
     table = LatentTable(config.latents)
-    vae = load_vae(config.vae or table.vae_name, 3, device)
+    made_with = table.metadata["settings"]
+    if config.resolution != made_with["resolution"]:
+        raise ValueError(
+            f"resolution is {config.resolution}; the latents in {config.latents} are of images of "
+            f"{made_with['resolution']} pixels."
+        )
+    vae = load_vae(config.vae or table.vae_name, made_with["vae"]["config"]["in_channels"], device)
     table.check_vae(vae)
     normalization, statistics = normalization_of(vae), {}
     if config.latent_normalization == "channels":

@@ -75,8 +75,8 @@ class RunFolder:
         if not self.loss_file.is_file():
             return []
         with self.loss_file.open() as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= until_step]
+            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [row for row in rows if row["step"] <= until_step]
 
     def write_losses(self, rows: list[dict[str, float]]) -> None:
         """Replaces the logged rows."""
@@ -87,6 +87,10 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         replace_text(self.loss_file, text.getvalue())
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
 
 
 def replace_text(path: Path, text: str) -> None:

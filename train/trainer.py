@@ -21,6 +21,7 @@ from tqdm import tqdm
 from demo_diffusion.train.batch_order import BatchOrder, batches
 from demo_diffusion.train.checkpoints import Progress
 from demo_diffusion.train.common_configuration import OptimizationConfig
+from demo_diffusion.train.deepspeed_setup import configure_deepspeed
 from demo_diffusion.train.moving_averages import MovingAverages, whole
 from demo_diffusion.train.run_folder import RunFolder
 from demo_diffusion.train.step_guard import RunningStatistics, StopRequest, diagnosis
@@ -73,6 +74,8 @@ class Trainer(ABC):
             num_warmup_steps=optimization.warmup_steps,
             num_training_steps=self.num_steps,
         )
+        part_size = self.batch_order(first_step=0).part_size
+        configure_deepspeed(self.accelerator, part_size, optimization.mixed_precision)
         self.network, self.optimizer, self.lr_scheduler = self.accelerator.prepare(network, optimizer, lr_scheduler)
         self.plain_network = self.accelerator.unwrap_model(self.network)
         self.averages = MovingAverages(self.plain_network, optimization.ema_decays)
