@@ -71,5 +71,4 @@ def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader
         batch_sampler=order,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
     )

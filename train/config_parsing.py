@@ -37,7 +37,8 @@ def read_config(config_class: type[Config], arguments: list[str] | None = None) 
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, help="YAML file with the sections " + ", ".join(sections))
     chosen, overrides = config_parser.parse_known_args(arguments)
-    parser = HfArgumentParser(sections.values(), parents=[config_parser], allow_abbrev=False)
+    usage = "%(prog)s [--config FILE.yaml] [--FIELD VALUE …] (--help lists the fields)"
+    parser = HfArgumentParser(sections.values(), parents=[config_parser], allow_abbrev=False, usage=usage)
     _accept_none(parser, sections)
     try:
         from_file = yaml_as_arguments(chosen.config, sections) if chosen.config else []

@@ -9,8 +9,8 @@ AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 def configure_deepspeed(accelerator: Accelerator, samples_per_pass: int, mixed_precision: str) -> None:
     """Completes DeepSpeed's config before `prepare`; does nothing without DeepSpeed.
 
-    Weights stay in float32 under autocast, as everywhere else in this package: with DeepSpeed's own "bf16" the network's
-    weights, and so the moving averages of them, would be rounded.
+    Weights stay in float32 under autocast, as everywhere else in this package: DeepSpeed's own "bf16" would round the
+    network's weights, and so the moving averages of them.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return

@@ -132,6 +132,10 @@ def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
     return names
 
 
+class ImageError(ValueError):
+    """An image of a dataset that cannot be read."""
+
+
 class ImageTable(Dataset):
     """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id)."""
 
@@ -150,12 +154,12 @@ class ImageTable(Dataset):
         return pixels.float() / 127.5 - 1, label
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
-        """A row as an RGB image of its own size, and its class id; raises a ValueError if it cannot be read."""
+        """A row as an RGB image of its own size, and its class id; raises an ImageError if it cannot be read."""
         try:
             row = self.table[index]
             return to_rgb(row[self.image_column]), row[self.label_column]
         except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{self._name(index)} cannot be read as an image: {error}") from error
+            raise ImageError(f"{self._name(index)} cannot be read as an image: {error}") from error
 
     def _name(self, index: int) -> str:
         encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]

@@ -22,6 +22,7 @@ from demo_diffusion.train.batch_order import BatchOrder, batches
 from demo_diffusion.train.checkpoints import Progress
 from demo_diffusion.train.common_configuration import OptimizationConfig
 from demo_diffusion.train.deepspeed_setup import configure_deepspeed
+from demo_diffusion.train.image_data import ImageError
 from demo_diffusion.train.moving_averages import MovingAverages, whole
 from demo_diffusion.train.run_folder import RunFolder
 from demo_diffusion.train.step_guard import RunningStatistics, StopRequest, diagnosis
@@ -318,5 +319,5 @@ def run_training(create_trainer: Callable[[], Trainer]) -> None:
     except KeyboardInterrupt:
         kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
         sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, ImageError) as error:
         sys.exit(f"error: {error}")
