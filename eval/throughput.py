@@ -3,7 +3,7 @@
 python eval/throughput.py --models EMOv2-1M EMOv2-5M --against edgenext_xx_small edgenext_small --out throughput.json
 
 The i-th model is compared with the i-th of --against. All run without gradients in eval mode, EMOv2 with its BatchNorms
-folded, each in the memory format of the input that is the faster for it; --compile compiles all of them. A round times
+folded, each in the memory format of the input that is the faster for it, and all by the same --mode. A round times
 every model once. The table has the median images a second, and of each pair the median over the rounds of their ratio.
 """
 
@@ -11,26 +11,50 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
+import torch._inductor.config
 
 from demo_diffusion import __version__, create_emov2, list_emov2
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def make_model(name: str, compiled: bool) -> Callable[[torch.Tensor], object]:
+def make_model(name: str) -> torch.nn.Module:
     """An EMOv2 preset, folded, or a timm model, with random weights: speed does not depend on them."""
-    if name in list_emov2():
-        model = create_emov2(name, num_labels=1000).eval()
-        model.fuse()
-    else:
-        model = timm.create_model(name, pretrained=False).eval()
-    return torch.compile(model, dynamic=False) if compiled else model
+    if name not in list_emov2():
+        return timm.create_model(name, pretrained=False).eval()
+    model = create_emov2(name, num_labels=1000).eval()
+    model.fuse()
+    return model
+
+
+def compile_model(model: torch.nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor], object]:
+    """The model compiled with its weights as constants, which inductor packs for oneDNN."""
+    torch._inductor.config.freezing = True
+    return torch.compile(model, dynamic=False)
+
+
+def onnxruntime_model(model: torch.nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor], object]:
+    """The model exported for the shape of `images`, run by onnxruntime on as many threads as PyTorch has."""
+    import onnxruntime
+
+    program = torch.export.export(model, (images,))
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(program, (), path, input_names=["images"], verbose=False)
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"images": x.numpy()})
+
+
+MODES = {"eager": lambda model, images: model, "compiled": compile_model, "onnxruntime": onnxruntime_model}
 
 
 def seconds(model: Callable, images: torch.Tensor) -> float:
@@ -50,10 +74,10 @@ def choose_input(model: Callable, images: torch.Tensor, calls: int = 5) -> tuple
 
 
 @torch.no_grad()
-def measure(names: list[str], batch_size: int, image_size: int, rounds: int, compiled: bool) -> dict[str, dict]:
+def measure(names: list[str], batch_size: int, image_size: int, rounds: int, mode: str) -> dict[str, dict]:
     """By model: the memory format, the seconds of each round and the median images a second."""
     images = torch.randn(batch_size, 3, image_size, image_size)
-    models = {name: make_model(name, compiled) for name in dict.fromkeys(names)}
+    models = {name: MODES[mode](make_model(name), images) for name in dict.fromkeys(names)}
     inputs = {name: choose_input(model, images) for name, model in models.items()}
     times = {name: [] for name in models}
     for _ in range(rounds):
@@ -83,7 +107,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--mode", choices=MODES, default="eager", help="what runs every model (default: eager)")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
     if len(options.models) != len(options.against):
@@ -100,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     names = [*options.models, *options.against]
-    results = measure(names, options.batch_size, options.image_size, options.rounds, options.compile)
+    results = measure(names, options.batch_size, options.image_size, options.rounds, options.mode)
     print(f"| model | images/s | against | images/s | ratio |\n|{'---|' * 5}")
     ratios = {}
     for name, other in zip(options.models, options.against, strict=True):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from demo_diffusion.models import MobileBlock
+from demo_diffusion.models import MobileBlock, mobile_block
 from demo_diffusion.models.depthwise_conv import ConvNorm
 from demo_diffusion.models.folding import FoldableLinear
 
@@ -35,8 +35,8 @@ def test_every_batch_norm_and_layer_scale_is_folded():
     model.fuse()
     assert all(m.is_fused for m in model.modules() if isinstance(m, ConvNorm))
     blocks = [m for m in model.modules() if isinstance(m, MobileBlock)]
-    assert all(block.mixer.proj.is_fused for block in blocks)
-    assert [block.mixer.v.is_fused for block in blocks] == [True] * 3 + [False] * 4
+    assert all(block.mixer.proj.is_fused and block.mixer.v.is_fused for block in blocks)
+    assert [block._norm_is_folded for block in blocks] == [True] * 3 + [False] * 4
 
 
 def test_training_and_loading_undo_fusion():
@@ -59,6 +59,50 @@ def test_linear_takes_in_norm_and_scale():
     torch.testing.assert_close(layer(x), expected)
     layer.fuse_scale_after(scale)
     torch.testing.assert_close(layer(x), scaled)
+
+
+@STYLES
+@torch.no_grad()
+def test_fused_model_in_single_precision_equals_model(name, monkeypatch):
+    model, pixels = tiny_emov2(name), torch.randn(3, 3, 44, 36)
+    expected = model(pixels).logits
+    model.fuse()
+    torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)  # image by image
+    torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+    for batch in (0, 1):
+        assert model(pixels[:batch]).logits.shape == (batch, model.num_labels)
+
+
+def test_fused_model_has_gradients_and_autocast():
+    model, pixels = tiny_emov2(), torch.randn(2, 3, 44, 36)
+    expected = model(pixels).logits
+    model.fuse()
+    logits = model(pixels.requires_grad_()).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert torch.autograd.grad(logits.sum(), pixels)[0].abs().sum() > 0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(pixels).logits
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), expected, atol=0.1, rtol=0.1)
+
+
+@torch.no_grad()
+def test_fused_model_compiles_as_one_graph():
+    model, pixels = tiny_emov2(), torch.randn(2, 3, 44, 36)
+    model.fuse()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_fused_linear_is_the_same_product(bias):
+    layer, x = FoldableLinear(6, 3, bias), torch.randn(2, 5, 7, 6)
+    expected = layer(x)
+    layer.fuse()
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x[:, ::2, 1:]), expected[:, ::2, 1:])
 
 
 @STYLES

@@ -8,10 +8,14 @@ timm = pytest.importorskip("timm")
 from demo_diffusion.eval.throughput import main, ratio  # noqa: E402
 
 
-def test_table_and_file(tmp_path, capsys):
+@pytest.mark.parametrize("mode", ["eager", "onnxruntime"])
+def test_table_and_file(mode, tmp_path, capsys):
+    if mode == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
     out = tmp_path / "throughput.json"
     arguments = ["--models", "EMOv2-1M", "--against", "edgenext_xx_small", "--rounds", "2", "--image_size", "32"]
-    main([*arguments, "--out", str(out)])
+    main([*arguments, "--mode", mode, "--out", str(out)])
     report = json.loads(out.read_text())
     assert set(report["models"]) == {"EMOv2-1M", "edgenext_xx_small"}
     assert all(len(model["seconds"]) == 2 and model["images_per_second"] > 0 for model in report["models"].values())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .depthwise_conv import DepthwiseConvNorm
-from .folding import FoldableLinear
+from .folding import FoldableLinear, is_eager_cpu_inference
 from .overwriting import ACTIVATIONS, add
 from .positions import rotate
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
@@ -89,7 +89,7 @@ class MobileMixer(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.window_position = self.query_norm = self.key_norm = None
         if attention_mode != "none":
-            self.qk = nn.Linear(in_channels, 2 * in_channels)
+            self.qk = FoldableLinear(in_channels, 2 * in_channels)
             head_dim = in_channels // num_heads
             if qk_norm:
                 self.query_norm = nn.RMSNorm(head_dim, eps)
@@ -143,6 +143,10 @@ class ChannelsLastBatchNorm(nn.BatchNorm2d):
 
 NORMS = {"batch": ChannelsLastBatchNorm, "layer": nn.LayerNorm}
 
+# Elements of v that a folded block computes at once on a CPU. They stay in its cache, and the allocator keeps their
+# memory, where it gets more than 32 MB from the system anew each time.
+ELEMENTS_AT_ONCE = 2**20
+
 
 class MobileBlock(nn.Module):
     """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)); with stride 2 there is no skip.
@@ -189,6 +193,16 @@ class MobileBlock(nn.Module):
             self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if not (self.mixer.conv_local.is_fused and is_eager_cpu_inference(tokens)):
+            return self._forward(tokens)
+        parts = tokens.split(self._images_at_once(tokens))
+        return self._forward(tokens) if len(parts) == 1 else torch.cat([self._forward(part) for part in parts])
+
+    def _images_at_once(self, tokens: torch.Tensor) -> int:
+        positions = tokens.shape[1] * tokens.shape[2]
+        return max(1, ELEMENTS_AT_ONCE // (positions * self.mixer.v.out_features))
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
         update = self.mixer(tokens if self._norm_is_folded else self.norm(tokens))
         if self.gamma is not None and not self.mixer.proj.is_fused:
             update = self.gamma * update
@@ -203,15 +217,26 @@ class MobileBlock(nn.Module):
 
         The norm before attention stays: padding comes between it and the linear layers.
         """
-        self.mixer.conv_local.fuse()
-        if isinstance(self.norm, nn.BatchNorm2d) and self.mixer.attention_mode == "none":
-            self.mixer.v.fuse_norm_before(self.norm)
-        if self.gamma is not None:
-            self.mixer.proj.fuse_scale_after(self.gamma)
+        mixer = self.mixer
+        mixer.conv_local.fuse()
+        if self._norm_can_be_folded:
+            mixer.v.fuse_norm_before(self.norm)
+        else:
+            mixer.v.fuse()
+        if mixer.attention_mode != "none":
+            mixer.qk.fuse()
+        if self.gamma is None:
+            mixer.proj.fuse()
+        else:
+            mixer.proj.fuse_scale_after(self.gamma)
+
+    @property
+    def _norm_can_be_folded(self) -> bool:
+        return isinstance(self.norm, nn.BatchNorm2d) and self.mixer.attention_mode == "none"
 
     @property
     def _norm_is_folded(self) -> bool:
-        return self.mixer.v.is_fused
+        return self._norm_can_be_folded and self.mixer.v.is_fused
 
 
 def _window_position(name: str, num_heads: int, head_dim: int, window_size: int) -> nn.Module:
