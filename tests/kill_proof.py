@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.train.checkpoints import Checkpoints
+from demo_diffusion.train.checkpoints import Checkpoints, step_of
 
 from .test_image_data import image_folder
 from .test_pipeline import tiny_vae
-from .training_fixtures import ROOT, arguments, state_of
+from .training_fixtures import ROOT, arguments, first_steps_of, state_of
 
 # Epochs of 1,797 images end within steps 3, 6, 9 and 12; a step and a checkpoint take some hundredths of a second.
 TRAINING = {
@@ -80,22 +80,37 @@ def same(first: object, second: object) -> bool:
     return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
-def kill_and_continue(subject: Subject, place: str, number: int, rng: random.Random) -> str:
-    out, points = subject.folder / f"kill_{number}_{place}", []
-    for _ in range(2 if number % 4 == 0 else 1):
+def kill(subject: Subject, out: Path, place: str, rng: random.Random) -> str:
+    """Starts the command and kills it at a random point, another one if it ended before; returns the point in words."""
+    while True:
         rank, count = rng.randrange(subject.processes), rng.randint(1, PLACES_PASSED[place] // subject.processes)
         delay = rng.uniform(0, LONGEST_DELAY[place])
-        status = subject.run(out, place, count, f"{delay:.4f}", rank)
-        points.append(
-            f"{place} {count} + {delay * 1000:.0f} ms on rank {rank}{'' if status else ' (had ended before)'}"
-        )
-    left = sorted(path.name for path in out.glob("checkpoints/*")) or len(list(out.glob("shards/*")))
+        before = shutil.copytree(out, out.with_suffix(".before")) if out.exists() else None
+        killed = subject.run(out, place, count, f"{delay:.4f}", rank) != 0
+        if not killed:
+            shutil.rmtree(out)
+            if before is not None:
+                shutil.copytree(before, out)
+        shutil.rmtree(out.with_suffix(".before"), ignore_errors=True)
+        if killed:
+            return f"{place} {count} + {delay * 1000:.0f} ms on rank {rank}"
+
+
+def kill_and_continue(subject: Subject, place: str, number: int, rng: random.Random) -> str:
+    out = subject.folder / f"kill_{number}_{place}"
+    points = [kill(subject, out, place, rng) for _ in range(2 if number % 4 == 0 else 1)]
+    left = Checkpoints(out / "checkpoints").latest()
     if subject.run(out) != 0:
         return f"FAILED: {points}: does not continue"
     difference = subject.difference(out)
     verdict = "equal" if difference is None else f"FAILED: {difference} differs"
+    went_on = ""
+    if subject.program == "train_demo":
+        expected, first = 0 if left is None else step_of(left), first_steps_of(out)[-1]
+        went_on = f", went on from step {first}"
+        verdict = verdict if first == expected else f"FAILED: step {expected} was there{went_on}"
     shutil.rmtree(out)
-    return f"{verdict}: {subject.program} on {subject.processes}, killed at {', '.join(points)}; left {left}"
+    return f"{verdict}: {subject.program} on {subject.processes}, killed at {', '.join(points)}{went_on}"
 
 
 def main() -> None:

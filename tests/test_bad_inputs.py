@@ -90,6 +90,10 @@ BAD_INPUTS = {
     "empty folder": (lambda folder: {"dataset": folder, "resolution": 8}, "cannot be read.*find any class folder"),
     "empty class": (images_with("../empty", lambda path: path.mkdir()), "no valid file for the classes empty"),
     "corrupt JPEG": (images_with("bad.jpg", truncated_jpeg), r"Row \d \(.*cat/bad.jpg\) cannot be read as an image"),
+    "corrupt in worker": (
+        lambda folder: {**images_with("bad.jpg", truncated_jpeg)(folder), "num_workers": 2},
+        r"error: Row \d \(.*cat/bad.jpg\) cannot be read",
+    ),
     "text as JPEG": (images_with("bad.jpg", lambda path: write(path, "text")), "cat/bad.jpg.* cannot be read"),
     "no bytes": (images_with("bad.png", lambda path: write(path, "")), "cat/bad.png.* cannot be read"),
     "unknown range": (

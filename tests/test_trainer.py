@@ -8,22 +8,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.train.batch_order import batches
 from demo_diffusion.train.checkpoints import Checkpoints, Progress
 from demo_diffusion.train.configuration import parse_config
 from demo_diffusion.train.export_pipeline import main as export
+from demo_diffusion.train.step_guard import StopRequest
 from demo_diffusion.train.train_demo import DiffusionTrainer
 from demo_diffusion.train.trainer import Trainer
 
-from .training_fixtures import ROOT, arguments, state_of, train
+from .training_fixtures import ROOT, arguments, first_steps_of, state_of, train
 
 DIT = {"config": ROOT / "configs/digits_dit.yaml", "warmup_steps": 0}  # has no BatchNorm
 
@@ -80,6 +82,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatc
             train(tmp_path / "parts", **options)
     assert not (tmp_path / "parts/pipeline").exists()
     resumed = train(tmp_path / "parts", **options)
+    assert first_steps_of(resumed) == [0, 3]
     assert_equal_states(resumed, expected)
     assert losses_of(resumed) == losses_of(expected)
     assert [step for step, *_ in losses_of(expected)] == ["2", "4", "6", "8"]
@@ -96,6 +99,35 @@ def test_sigterm_saves_and_ends_the_run_and_it_continues(tmp_path, monkeypatch, 
     assert Checkpoints(stopped / "checkpoints").latest().name == "step-000000005"
     assert not (stopped / "pipeline").exists()
     assert_equal_states(train(stopped), expected)
+    assert first_steps_of(stopped) == [0, 5]
+
+
+def test_what_a_checkpoint_holds_is_what_goes_on(tmp_path):
+    """A resumed run that started anew would end the same; one whose checkpoint was changed must not."""
+    expected = train(tmp_path / "whole", lr_schedule="constant")
+    changed = train(tmp_path / "changed", lr_schedule="constant", num_steps=3)
+    file = Checkpoints(changed / "checkpoints").latest() / "model.safetensors"
+    state = load_file(file)
+    save_file({**state, "output.proj.bias": state["output.proj.bias"] + 1}, file, {"format": "pt"})
+    train(changed, lr_schedule="constant")
+    assert not torch.equal(state_of(changed)["model.output.proj.bias"], state_of(expected)["model.output.proj.bias"])
+
+
+def test_sigterm_to_the_whole_process_group(tmp_path):
+    """As a cluster sends it: the loader's workers get it too."""
+    options = {"num_steps": 10_000, "checkpoint_every": 10_000, "sample_every": 0, "num_workers": 2, "log_every": 1}
+    command = [sys.executable, str(ROOT / "train/train_demo.py"), *arguments(tmp_path, **options)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("tensorboard/*")) and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "SIGTERM: stopped after step" in output
+    assert Checkpoints(tmp_path / "checkpoints").latest() is not None
 
 
 def test_accumulation_equals_the_large_batch(tmp_path):
@@ -127,7 +159,7 @@ def test_a_step_that_is_not_finite_has_no_effect(tmp_path, monkeypatch):
     iterator = iter(batches(trainer.samples, order, num_workers=0))
     for step in range(4):
         before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
-        trainer.train_step(iterator, order, progress)
+        trainer.train_step(iterator, order, progress, StopRequest())
         changed = [name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])]
         assert bool(changed) == (step != 2), changed
     assert progress.skipped_steps == 1 and progress.skipped_in_a_row == 0 and len(progress.recent_losses) == 3
@@ -144,7 +176,7 @@ def test_skipped_steps_are_counted_and_the_run_stops_after_some_in_a_row(tmp_pat
     message = str(stop.value)
     assert "Step 6 is the last of 2 in a row" in message and "norm of the gradient is nan" in message
     assert "gradients that are not finite: patch_embed.weight" in message and "and" in message
-    assert "weights that are not finite: none" in message and "step-000000003" in message
+    assert "weights that are not finite: none" in message and "The checkpoints are in" in message
 
 
 def test_infinite_weights_stop_the_run_and_spare_the_checkpoint(tmp_path, monkeypatch):
@@ -153,7 +185,7 @@ def test_infinite_weights_stop_the_run_and_spare_the_checkpoint(tmp_path, monkey
             next(trainer.network.parameters()).fill_(float("inf"))
 
     call_before_step(monkeypatch, 5, break_weights)
-    with pytest.raises(SystemExit, match="weights are not finite at step 6.*step-000000003"):
+    with pytest.raises(SystemExit, match="weights are not finite at step 6.*The checkpoints are in"):
         train(tmp_path)
     assert all(value.isfinite().all() for value in state_of(tmp_path).values() if value.is_floating_point())
 
@@ -175,6 +207,7 @@ def test_damaged_and_cut_off_checkpoints_are_passed_over_and_copies_are_left_alo
     with pytest.warns(UserWarning, match="step-000000006 is passed over: ema_0.99.safetensors is missing"):
         train(run, **options, num_steps=9)
     assert_equal_states(run, expected)
+    assert first_steps_of(run)[-1] == 3
     names = [f"step-{step:09d}" for step in (3, 6, 9)]
     assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", *names, "step-000000009-v2"]
     for name in names:
@@ -210,7 +243,7 @@ def test_moving_averages_carry_batchnorm_statistics(tmp_path):
     order, progress = trainer.batch_order(0), Progress()
     iterator = iter(batches(trainer.samples, order, num_workers=0))
     for _ in range(3):
-        trainer.train_step(iterator, order, progress)
+        trainer.train_step(iterator, order, progress, StopRequest())
         for decay, average in expected.items():
             for name, value in trainer.network.state_dict().items():
                 floating = value.is_floating_point()
@@ -224,13 +257,12 @@ def test_moving_averages_carry_batchnorm_statistics(tmp_path):
 
 
 def test_every_moving_average_is_exported(tmp_path, capsys):
-    run = train(tmp_path / "run", ema_decay=0.9, more_ema_decays=0.5)
+    run = train(tmp_path / "run", ema_decay=0.9999999, more_ema_decays=0.5)
     first, second = (DEMOPipeline.from_pretrained(run / name) for name in ("pipeline", "pipeline_ema_0.5"))
     saved = state_of(run)
-    for decay, pipeline in (("0.9", first), ("0.5", second)):
+    for decay, pipeline in (("0.9999999", first), ("0.5", second)):
         for name, value in pipeline.transformer.state_dict().items():
             assert torch.equal(value, saved[f"ema_{decay}.{name}"])
-    AcceleratorState._reset_state(reset_partial_state=True)
     export([str(run), "--ema_decay", "0.5", "--out", str(tmp_path / "exported")])
     assert "step 8, moving average 0.5" in capsys.readouterr().out
     exported = DEMOPipeline.from_pretrained(tmp_path / "exported").transformer.state_dict()
@@ -238,10 +270,20 @@ def test_every_moving_average_is_exported(tmp_path, capsys):
     for options, message in (
         ([str(run), "--out", str(tmp_path / "exported")], "exists already"),
         ([str(tmp_path), "--out", str(tmp_path / "new")], "not the folder of a run with a checkpoint"),
-        ([str(run), "--ema_decay", "0.7", "--out", str(tmp_path / "new")], r"decay 0.7; it has \[0.9, 0.5\]"),
+        ([str(run), "--ema_decay", "0.7", "--out", str(tmp_path / "new")], r"decay 0.7; it has \[0.9999999, 0.5\]"),
     ):
         with pytest.raises(SystemExit, match=message):
             export(options)
+
+
+def test_an_unfinished_run_is_exported(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        call_before_step(patch, 5, interrupt)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "run")
+    export([str(tmp_path / "run"), "--out", str(tmp_path / "exported")])
+    assert "step 3, moving average 0.99" in capsys.readouterr().out
+    assert DEMOPipeline.from_pretrained(tmp_path / "exported")("3", num_inference_steps=1).images
 
 
 @pytest.mark.parametrize(
@@ -303,6 +345,7 @@ def test_two_processes(tmp_path, run_of_two):
     assert (run_of_two / "samples/step-000000002.png").is_file()
     assert DEMOPipeline.from_pretrained(run_of_two / "pipeline")("3", num_inference_steps=1).images
     resumed = resume_from_step_2(run_of_two, tmp_path / "resumed", "train/train_demo.py")
+    assert first_steps_of(resumed) == [0, 2]
     assert_equal_states(resumed, run_of_two)
     assert losses_of(resumed) == losses_of(run_of_two)
 
@@ -313,9 +356,14 @@ def test_two_processes_that_share_the_weights(tmp_path, run_of_two):
     launch([str(ROOT / "tests/sharded_worker.py"), *arguments(sharded, **TWO)])
     assert (sharded / "checkpoints/step-000000006/pytorch_model_fsdp_0/__1_0.distcp").is_file()
     torch.testing.assert_close(averages_of(sharded), averages_of(run_of_two), atol=1e-6, rtol=1e-5)
-    resumed = averages_of(resume_from_step_2(sharded, tmp_path / "resumed", "tests/sharded_worker.py"))
-    assert all(torch.equal(value, resumed[name]) for name, value in averages_of(sharded).items())
-    assert DEMOPipeline.from_pretrained(sharded / "pipeline")("3", num_inference_steps=1).images
+    resumed = resume_from_step_2(sharded, tmp_path / "resumed", "tests/sharded_worker.py")
+    assert first_steps_of(resumed) == [0, 2]
+    assert all(torch.equal(value, averages_of(resumed)[name]) for name, value in averages_of(sharded).items())
+    with pytest.raises(SystemExit, match="was saved by FSDP and cannot be continued whole.*export_pipeline"):
+        train(sharded, **TWO)
+    export([str(sharded), "--out", str(tmp_path / "exported")])
+    network = DEMOPipeline.from_pretrained(tmp_path / "exported").transformer
+    torch.testing.assert_close(network.state_dict(), averages_of(sharded), atol=0, rtol=0)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

@@ -1,5 +1,6 @@
 """A training of seconds, and what it leaves."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -36,6 +37,11 @@ def train(output_dir, **options) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     main(arguments(output_dir, **options))
     return Path(output_dir)
+
+
+def first_steps_of(run: Path) -> list[int]:
+    """Where each part of a resumed run began."""
+    return [part["first_step"] for part in json.loads((run / "run.json").read_text())]
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:

@@ -1,18 +1,19 @@
-"""Started twice by `test_training.test_two_processes`: one short run, after which both ranks compare what they have."""
+"""Started twice by `test_trainer.test_two_processes`: one short run, after which both ranks compare what they have."""
 
 import torch
 from accelerate.utils import gather_object
 
 from demo_diffusion.train.configuration import parse_config
 from demo_diffusion.train.train_demo import DiffusionTrainer
+from demo_diffusion.train.trainer import run_training
 
 
 class ComparingTrainer(DiffusionTrainer):
-    def train(self, progress, stop_request) -> bool:
+    def train(self, iterator, order, progress, stop_request) -> bool:
         assert self.accelerator.num_processes == 2
-        seen = gather_object([i for batch in self.batch_order(progress.step) for i in batch])
+        seen = gather_object([i for batch in order for i in batch])
         assert len(seen) == len(set(seen)) == 6 * 8, "the ranks must share the batches"
-        stopped = super().train(progress, stop_request)
+        stopped = super().train(iterator, order, progress, stop_request)
         for name, value in [*self.network.state_dict().items(), *self.averages.full_state(0.99).items()]:
             first, second = self.accelerator.gather(value.detach()[None])
             assert torch.equal(first, second), f"{name} differs between the ranks"
@@ -20,4 +21,4 @@ class ComparingTrainer(DiffusionTrainer):
 
 
 if __name__ == "__main__":
-    ComparingTrainer(parse_config()).run()
+    run_training(lambda: ComparingTrainer(parse_config()))

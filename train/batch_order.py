@@ -1,6 +1,8 @@
 """Which samples a process sees, and in which order: a pure function of seed, step and rank."""
 
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +66,12 @@ def coin(seed: int, epoch: int, index: int) -> bool:
     return np.random.default_rng((seed, epoch, index)).random() < 0.5
 
 
+def ignore_signals(worker: int) -> None:
+    """Leaves SIGTERM and Ctrl-C, which a whole process group gets, to the process that trains and needs samples."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader:
     """Batches of `samples`, whose keys are (index, epoch), in the given order."""
     return DataLoader(
@@ -71,4 +79,19 @@ def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader
         batch_sampler=order,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
     )
+
+
+@contextmanager
+def reading(loader: DataLoader) -> Iterator[Iterator]:
+    """An iterator whose workers end with the context.
+
+    Kept alive by the traceback of an error they would keep Python from ending, because they ignore its SIGTERM.
+    """
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from demo_diffusion.train.moving_averages import MovingAverages
@@ -59,6 +60,15 @@ class Checkpoints:
             )
         return None
 
+    def check_sharding(self, accelerator: Accelerator) -> None:
+        """Raises a ValueError if the newest checkpoint is divided among processes as it cannot be read here."""
+        checkpoint, here = self.latest(), sharding_of(accelerator)
+        if checkpoint is not None and (saved := read_manifest(checkpoint)["sharding"]) != here:
+            raise ValueError(
+                f"{checkpoint} was saved {saved} and cannot be continued {here}. Launch it as it was, or make a "
+                "pipeline of it with train/export_pipeline.py."
+            )
+
     def save(self, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
         """Writes everything that a resumed run needs, then gives it its name, then removes old ones.
 
@@ -96,7 +106,7 @@ class Checkpoints:
         accelerator.load_state(str(checkpoint))
         for decay in averages.decays:
             averages.load(decay, load_file(checkpoint / average_file(decay)))
-        return Progress(**json.loads((checkpoint / MANIFEST).read_text())["progress"])
+        return progress_of(checkpoint)
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name))
@@ -114,7 +124,7 @@ class Checkpoints:
         if accelerator.is_main_process:
             files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
-            manifest = {"progress": asdict(progress), "num_processes": accelerator.num_processes, "bytes": sizes}
+            manifest = {"progress": asdict(progress), "sharding": sharding_of(accelerator), "bytes": sizes}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             for path in [*files, partial / MANIFEST, partial]:
                 _flush(path)
@@ -131,13 +141,28 @@ class Checkpoints:
 
 def average_file(decay: float) -> str:
     """The name of a moving average's file in a checkpoint."""
-    return f"ema_{decay:g}.safetensors"
+    return f"ema_{decay}.safetensors"
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    return Progress(**read_manifest(checkpoint)["progress"])
+
+
+def sharding_of(accelerator: Accelerator) -> str:
+    """How weights and optimizer are divided, as far as checkpoints differ by it."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"by DeepSpeed on {accelerator.num_processes} processes"
+    return "by FSDP" if accelerator.distributed_type == DistributedType.FSDP else "whole"
 
 
 def damage_of(checkpoint: Path) -> str | None:
     """What a checkpoint lacks, by the sizes of its files; None if nothing."""
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text())["bytes"]
+        sizes = read_manifest(checkpoint)["bytes"]
     except (OSError, ValueError, KeyError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     for name, size in sizes.items():

@@ -71,13 +71,15 @@ def check_ranges(
 
 
 def _accept_none(parser: argparse.ArgumentParser, sections: dict[str, type]) -> None:
-    """Lets `--vae none` or `--vae=` undo what a file sets, for each field that may be None."""
+    """Lets `--vae none` or `--vae=` undo what a file sets, for each field that may be None, and `--list` for a list."""
     fields = [field for section in sections.values() for field in dataclasses.fields(section)]
     optional = {field.name for field in fields if field.default is None}
     for action in parser._actions:
         if action.dest in optional:
             words = ("",) if action.dest == "attention_mode" else ("", "none")  # there "none" is a mode
             action.type = _none_or(action.type, words)
+        elif action.nargs == "+":
+            action.nargs = "*"  # `--more_ema_decays` without values undoes a list
 
 
 def _none_or(convert: Callable[[str], object], words: tuple[str, ...]) -> Callable[[str], object]:

@@ -25,6 +25,7 @@ class DiffusionData:
     """Samples and the way from a sample to x0.
 
     Attributes:
+        dataset, vae_name: where the images and the autoencoder come from; vae_name None: x0 is pixels.
         samples: dataset of (image in [−1, 1] or moments of a posterior, class id), whose keys are (index, epoch).
         channels, side: shape of x0.
         id2label: {class id: name}.
@@ -34,6 +35,8 @@ class DiffusionData:
         images: the images themselves; None if latents are read from a cache.
     """
 
+    dataset: str
+    vae_name: str | None
     samples: Dataset
     channels: int
     side: int
@@ -67,11 +70,11 @@ def open_data(config: DiffusionDataConfig, seed: int, device: torch.device) -> D
 def _from_images(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
     images = load_images(config)
     samples = Flipped(images.dataset, config.random_flip, seed)
-    vae = load_vae(config.vae, images.channels, device)
+    vae, source = load_vae(config.vae, images.channels, device), (config.dataset, config.vae)
     if vae is None:
-        return DiffusionData(samples, images.channels, config.resolution, images.id2label, images=images)
+        return DiffusionData(*source, samples, images.channels, config.resolution, images.id2label, images=images)
     channels, side = latent_shape(vae, config.resolution)
-    return DiffusionData(samples, channels, side, images.id2label, vae, normalization_of(vae), images=images)
+    return DiffusionData(*source, samples, channels, side, images.id2label, vae, normalization_of(vae), images=images)
 
 
 def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
@@ -89,7 +92,8 @@ def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) ->
         normalization = table.statistics
         statistics = {"latents_mean": list(normalization.mean), "latents_std": list(normalization.std)}
     samples = FlippedLatents(table, config.random_flip, seed)
-    return DiffusionData(samples, table.channels, table.side, table.id2label, vae, normalization, statistics)
+    source = (made_with["dataset"]["name"], table.vae_name)
+    return DiffusionData(*source, samples, table.channels, table.side, table.id2label, vae, normalization, statistics)
 
 
 class Flipped(Dataset):

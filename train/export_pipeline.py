@@ -1,17 +1,23 @@
 """Makes a pipeline of a run's newest checkpoint: `python train/export_pipeline.py RUN --ema_decay 0.999 --out DIR`.
 
-For a run that is not finished, or for another of its moving averages. Opens the run's data and autoencoder again.
+For a run that is not finished, or for another of its moving averages, however it was divided among processes. Opens the
+run's data, for its label names, and its autoencoder again.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from demo_diffusion.train.checkpoints import average_file, progress_of
 from demo_diffusion.train.configuration import parse_config
+from demo_diffusion.train.diffusion_data import open_data
 from demo_diffusion.train.hub import check_hub_access, upload
 from demo_diffusion.train.model_card import write_model_card
 from demo_diffusion.train.run_folder import RunFolder, replace_folder
-from demo_diffusion.train.train_demo import DiffusionTrainer
+from demo_diffusion.train.train_demo import create_network, create_objective, create_pipeline
 
 
 def export(run: Path, out: Path, ema_decay: float | None = None) -> None:
@@ -23,17 +29,22 @@ def export(run: Path, out: Path, ema_decay: float | None = None) -> None:
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder.")
     config_file = run / "config.yaml"
-    if not config_file.is_file() or RunFolder(run).checkpoints.latest() is None:
+    checkpoint = RunFolder(run).checkpoints.latest()
+    if checkpoint is None or not config_file.is_file():
         raise ValueError(f"{run} is not the folder of a run with a checkpoint.")
     config = parse_config(["--config", str(config_file), "--output_dir", str(run)])
     decays = config.optimization.ema_decays
     if ema_decay is not None and ema_decay not in decays:
-        raise ValueError(f"{run} has no moving average of decay {ema_decay:g}; it has {decays}.")
-    trainer = DiffusionTrainer(config)
-    progress = trainer.resume()
-    replace_folder(out, trainer.pipeline(ema_decay).save_pretrained)
-    write_model_card(run, out, config, RunFolder(run).read_losses(progress.step))
-    print(f"Wrote {out}: step {progress.step}, moving average {decays[0] if ema_decay is None else ema_decay:g}.")
+        raise ValueError(f"{run} has no moving average of decay {ema_decay}; it has {decays}.")
+    decay = decays[0] if ema_decay is None else ema_decay
+    data = open_data(config.data, config.optimization.seed, torch.device("cpu"))
+    objective = create_objective(config.objective)
+    network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
+    network.load_state_dict(load_file(checkpoint / average_file(decay)))
+    replace_folder(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
+    step = progress_of(checkpoint).step
+    write_model_card(run, out, config, data.dataset, RunFolder(run).read_losses(step))
+    print(f"Wrote {out}: step {step}, moving average {decay}.")
 
 
 def main(arguments: list[str] | None = None) -> None:

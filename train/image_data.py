@@ -135,6 +135,9 @@ def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
 class ImageError(ValueError):
     """An image of a dataset that cannot be read."""
 
+    def __init__(self, message: str):
+        super().__init__(message.rpartition("ImageError: ")[2])  # a loader's worker puts its traceback around it
+
 
 class ImageTable(Dataset):
     """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id)."""

@@ -45,8 +45,10 @@ The grid: guidance scale {guidance_scale:g}, {num_inference_steps} steps.
 """
 
 
-def write_model_card(run: Path, pipeline: Path, config: TrainingConfig, losses: list[dict[str, float]]) -> None:
-    """Puts README.md and its pictures into a run's pipeline folder."""
+def write_model_card(
+    run: Path, pipeline: Path, config: TrainingConfig, dataset: str, losses: list[dict[str, float]]
+) -> None:
+    """Puts README.md and its pictures into a run's pipeline folder; `dataset` is where its images come from."""
     values = {name: value for section in vars(config).values() for name, value in vars(section).items()}
     for picture in ("samples.png", "loss.png"):
         if (run / picture).is_file():
@@ -54,7 +56,7 @@ def write_model_card(run: Path, pipeline: Path, config: TrainingConfig, losses: 
     metrics = {"training loss at the end": losses[-1]["loss"]} if losses else {}
     metrics |= measured(run)
     card = CARD.format(
-        **values,
+        **{**values, "dataset": dataset},
         metadata=ModelCardData(library_name="diffusers", tags=["class-conditional-image-generation"]).to_yaml(),
         name=config.run.push_to_hub or run.name,
         version=__version__,

@@ -7,16 +7,21 @@ from pathlib import Path
 from demo_diffusion.train.configuration import DiffusionDataConfig, ObjectiveConfig, OptimizationConfig, TrainingConfig
 
 TABLE = Path(__file__).with_name("official_train_loss.csv")
-# What else the authors' runs had; the autoencoder is compared where it is named.
-AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+AUTOENCODER, NUM_CLASSES = "sd-vae-ft-ema", 1000
 
 
-def official_losses(config: TrainingConfig, until_step: float = math.inf) -> list[dict[str, float]]:
+def official_losses(
+    config: TrainingConfig, vae_name: str | None, num_classes: int, until_step: float = math.inf
+) -> list[dict[str, float]]:
     """[{"step", "loss"}] of the authors' run of this network, each a mean over 2,000 steps; empty if theirs differs.
 
     Rows end after `until_step`, so that the newest loss can be compared.
+
+    Args:
+        vae_name: folder or hub id of the autoencoder; a copy keeps the last part of its name.
+        num_classes: of the dataset.
     """
-    if not is_official(config):
+    if not (is_official(config) and Path(vae_name or "").name == AUTOENCODER and num_classes == NUM_CLASSES):
         return []
     with TABLE.open() as file:
         rows = [
@@ -27,7 +32,7 @@ def official_losses(config: TrainingConfig, until_step: float = math.inf) -> lis
 
 
 def is_official(config: TrainingConfig) -> bool:
-    """Whether a config's losses can be compared with the authors': preset, ImageNet 256 latents, objective, batch."""
+    """Whether a config trains as the authors did: preset, resolution, scaling, objective, batch and learning rate."""
     official_objective, official_optimization = ObjectiveConfig(), OptimizationConfig()
     return (
         config.model.transformer.startswith("DEMO-")
@@ -35,7 +40,6 @@ def is_official(config: TrainingConfig) -> bool:
         and config.objective == official_objective
         and config.data.resolution == 256
         and config.data.latent_normalization == DiffusionDataConfig.latent_normalization
-        and (config.data.vae == AUTOENCODER or config.data.latents is not None)
         and all(
             getattr(config.optimization, name) == getattr(official_optimization, name)
             for name in ("batch_size", "learning_rate", "lr_schedule", "weight_decay")

@@ -51,9 +51,11 @@ class RunFolder:
             if any((self.path / result).exists() for result in RESULTS):
                 raise ValueError(f"{self.path} holds a finished run without checkpoints. Choose another --output_dir.")
             return
-        changed = []
-        if self.config_file.is_file():
-            changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        if not self.config_file.is_file():
+            raise ValueError(
+                f"{self.path} has checkpoints, but no config.yaml to tell whose; choose another --output_dir."
+            )
+        changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
         if step_of(checkpoint) > config.optimization.num_steps:
             changed.append(f"num_steps ({step_of(checkpoint)} done, now {config.optimization.num_steps})")
         if changed:
@@ -75,7 +77,7 @@ class RunFolder:
         if not self.loss_file.is_file():
             return []
         with self.loss_file.open() as file:
-            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
         return [row for row in rows if row["step"] <= until_step]
 
     def write_losses(self, rows: list[dict[str, float]]) -> None:
@@ -83,7 +85,8 @@ class RunFolder:
         if not rows:
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        names = list(dict.fromkeys(name for row in rows for name in row))  # an older version wrote fewer
+        writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         replace_text(self.loss_file, text.getvalue())

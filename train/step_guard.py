@@ -11,7 +11,7 @@ MAX_LISTED = 5
 
 
 class StopRequest:
-    """Remembers a SIGTERM, a cluster's notice of preemption, while it is used as a context; nothing is interrupted."""
+    """Remembers a SIGTERM, a cluster's notice of preemption, while it is a context; nothing is interrupted by it."""
 
     def __init__(self):
         self.is_set = False

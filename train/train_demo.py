@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from torch.utils.data import Dataset
 
 from demo_diffusion import DEMOPipeline, create_transformer
@@ -18,7 +17,7 @@ from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import set_timesteps
 from demo_diffusion.train.configuration import ModelConfig, ObjectiveConfig, TrainingConfig, parse_config
-from demo_diffusion.train.diffusion_data import open_data
+from demo_diffusion.train.diffusion_data import DiffusionData, open_data
 from demo_diffusion.train.figures import sample_grid, save_loss_curves
 from demo_diffusion.train.hub import check_hub_access, upload
 from demo_diffusion.train.model_card import write_model_card
@@ -47,12 +46,17 @@ class DiffusionTrainer(Trainer):
         self.scoring = None
         if config.run.eval_every:
             self.scoring = Scoring(config.run, self.folder.path, device)
-        set_timesteps(self._sampler(), config.run.num_inference_steps, device)  # raises now what a grid would find
+        sampler = create_sampler(self.objective.scheduler(), config.run.sampler)
+        set_timesteps(sampler, config.run.num_inference_steps, device)  # raises now what a grid would find
         return self.data.samples
 
     def create_network(self) -> ClassConditionalTransformer:
         data = self.data
         return create_network(self.config.model, self.objective, data.channels, data.side, data.num_classes)
+
+    def pipeline(self, decay: float | None = None) -> DEMOPipeline:
+        """A moving average of the weights, by default the first, as a pipeline. Every process must call it."""
+        return create_pipeline(self.config, self.data, self.objective, self.average_network(decay))
 
     def compile(self, network: ClassConditionalTransformer) -> None:
         network.compile_repeated_blocks(fullgraph=True)
@@ -92,23 +96,10 @@ class DiffusionTrainer(Trainer):
         if is_score_due:
             self.accelerator.log(self.scoring.score(pipeline, step), step=step)
 
-    def _sampler(self) -> SchedulerMixin:
-        return create_sampler(self.objective.scheduler(), self.config.run.sampler)
-
-    def pipeline(self, decay: float | None = None) -> DEMOPipeline:
-        """A moving average of the weights, by default the first, as a pipeline. Every process must call it."""
-        return DEMOPipeline(
-            self.average_network(decay),
-            self._sampler(),
-            self.data.vae,
-            self.data.id2label,
-            **self.data.pipeline_statistics,
-        )
-
     def finish(self) -> None:
         """Writes a pipeline for each moving average, loss.png and samples.png, and says what the samples are like."""
         for decay in self.averages.decays[1:]:
-            self._save_pipeline(self.pipeline(decay), f"pipeline_ema_{decay:g}")
+            self._save_pipeline(self.pipeline(decay), f"pipeline_ema_{decay}")
         pipeline = self.pipeline()
         if not self.accelerator.is_main_process:
             return
@@ -126,7 +117,7 @@ class DiffusionTrainer(Trainer):
             print(report)
         self.plot_losses()
         self._save_pipeline(pipeline, "pipeline")
-        write_model_card(folder, folder / "pipeline", self.config, self.rows)
+        write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows)
         print(f"Pipeline, samples.png and loss.png are in {folder}.")
         if run.push_to_hub is not None:
             upload(folder / "pipeline", run.push_to_hub)
@@ -137,7 +128,8 @@ class DiffusionTrainer(Trainer):
 
     def plot_losses(self) -> None:
         """Writes loss.png: the losses so far and, if the authors trained this network so, theirs."""
-        official = official_losses(self.config, until_step=self.rows[-1]["step"]) if self.rows else []
+        last_step = self.rows[-1]["step"] if self.rows else 0
+        official = official_losses(self.config, self.data.vae_name, self.data.num_classes, last_step)
         runs = {self.folder.path.name: self.rows}
         if official:
             runs["official D-EMO training, mean of 2,000 steps"] = official
@@ -171,6 +163,16 @@ def create_network(
     return create_transformer(config.transformer, **settings)
 
 
+def create_pipeline(
+    config: TrainingConfig,
+    data: DiffusionData,
+    objective: DDPMObjective | FlowObjective,
+    network: ClassConditionalTransformer,
+) -> DEMOPipeline:
+    sampler = create_sampler(objective.scheduler(), config.run.sampler)
+    return DEMOPipeline(network, sampler, data.vae, data.id2label, **data.pipeline_statistics)
+
+
 def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
     if config.objective == "flow":
         return FlowObjective(config.timestep_sampling, direction_weight=config.direction_weight)
@@ -184,7 +186,7 @@ def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
 def check_packages(config: TrainingConfig) -> None:
     """Raises a ValueError if a package that the run needs only later is missing."""
     needed = ["matplotlib", "tensorboard"]
-    if config.data.dataset == "digits" or config.run.knn_samples:
+    if (config.data.dataset == "digits" and config.data.latents is None) or config.run.knn_samples:
         needed.append("sklearn")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from demo_diffusion.train.batch_order import BatchOrder, batches
+from demo_diffusion.train.batch_order import BatchOrder, batches, reading
 from demo_diffusion.train.checkpoints import Progress
 from demo_diffusion.train.common_configuration import OptimizationConfig
 from demo_diffusion.train.deepspeed_setup import configure_deepspeed
@@ -31,8 +31,9 @@ from demo_diffusion.train.step_guard import RunningStatistics, StopRequest, diag
 class Trainer(ABC):
     """One run, from its newest checkpoint to its last step.
 
-    Everything random is a function of the seed, the step and the place in the batch, so that a run that was stopped
-    anywhere goes on as if it had not been: bit by bit on the CPU with as many processes.
+    Everything random is a function of the seed, the step and the place in the batch (in layers such as drop path: the
+    process and accumulation step), so that a run that was stopped anywhere goes on as if it had not been: bit by bit on
+    the CPU with as many processes.
 
     A subclass opens the data, creates the network, and says what the loss is and what a run leaves.
 
@@ -52,12 +53,13 @@ class Trainer(ABC):
         self.config = config
         optimization = config.optimization
         self.accelerator = create_accelerator(optimization, config.run.output_dir)
-        set_seed(optimization.seed)
-        self.folder = RunFolder(config.run.output_dir, config.run.keep_checkpoints)
+        self.folder, self.rows = RunFolder(config.run.output_dir, config.run.keep_checkpoints), []
         self.folder.check(config)
+        self.folder.checkpoints.check_sharding(self.accelerator)
         self.samples = self.open_data()
         self.batch_order(first_step=0)  # raises now what would else be found later
 
+        set_seed(optimization.seed)  # what was opened may have drawn
         network = self.create_network().to(self.accelerator.device)
         self._average_network = copy.deepcopy(network).requires_grad_(False).eval()
         if optimization.sync_batch_norm:
@@ -132,16 +134,17 @@ class Trainer(ABC):
         self._average_network.load_state_dict(state)
         return self._average_network
 
-    def run(self) -> None:
-        """Trains to the last step and writes the results; a SIGTERM saves a checkpoint and returns."""
+    def run(self, stop_request: StopRequest) -> None:
+        """Trains to the last step and writes the results, or saves a checkpoint as soon as it shall stop."""
         progress = self.resume()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.start(self.config, self.accelerator, progress.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
-        with StopRequest() as stop_request:
-            stopped = self.train(progress, stop_request)
+        order = self.batch_order(progress.step)
+        with reading(batches(self.samples, order, self.config.data.num_workers)) as iterator:
+            stopped = self.train(iterator, order, progress, stop_request)
         if stopped:
             self.accelerator.print(
                 f"SIGTERM: stopped after step {progress.step}, which is saved; the same command continues."
@@ -162,12 +165,10 @@ class Trainer(ABC):
             self.accelerator.print(f"Continuing {self.folder.path} from step {progress.step}.")
         return progress
 
-    def train(self, progress: Progress, stop_request: StopRequest) -> bool:
+    def train(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
         """Trains until the last step or until it shall stop; returns whether it was stopped."""
         config = self.config
         self.rows = self.folder.read_losses(progress.step)
-        order = self.batch_order(progress.step)
-        iterator = iter(batches(self.samples, order, config.data.num_workers))
         bar = tqdm(
             initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
@@ -193,17 +194,16 @@ class Trainer(ABC):
         bar.close()
         return stop and progress.step < self.num_steps
 
-    def train_step(
-        self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest | None = None
-    ) -> bool:
+    def train_step(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
         """One optimizer step, without effect if its loss or gradient is not finite; returns whether to stop."""
         statistics = self._statistics.copy()
         loss = self._accumulate(iterator, order, progress.step)
         max_norm = self.config.optimization.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
-        loss, norm, stop = self._agree(loss, norm, stop_request is not None and stop_request.is_set)
+        loss, norm, stop = self._agree(loss, norm, stop_request.is_set)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
-        if is_finite or self.accelerator.scaler is not None:  # the scaler of fp16 skips the step and lowers its scale
+        overflows = self.accelerator.scaler is not None and not math.isfinite(norm)
+        if is_finite or overflows:  # of which the scaler of fp16 must know, to lower its scale; it skips the step
             self.optimizer.step()
         self.lr_scheduler.step()
         progress.step += 1
@@ -247,9 +247,10 @@ class Trainer(ABC):
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= self.config.optimization.max_skipped_steps:
             learning_rate = self.lr_scheduler.get_last_lr()[0]
+            losses = [row["loss"] for row in self.rows[-3:]] + progress.recent_losses[-3:]
             self._stop(
                 f"Step {progress.step} is the last of {progress.skipped_in_a_row} in a row whose loss or gradient is "
-                f"not finite. {diagnosis(self.plain_network, progress.recent_losses[-5:], norm, learning_rate)}"
+                f"not finite. {diagnosis(self.plain_network, losses, norm, learning_rate)}"
             )
 
     def _log(self, progress: Progress, images_per_second: float, learning_rate: float, bar: tqdm) -> None:
@@ -270,7 +271,7 @@ class Trainer(ABC):
         self.folder.checkpoints.save(self.accelerator, self.averages, progress)
 
     def _stop(self, reason: str) -> None:
-        raise FloatingPointError(f"{reason} The last checkpoint is {self.folder.checkpoints.latest()}.")
+        raise FloatingPointError(f"{reason} The checkpoints are in {self.folder.checkpoints.folder}.")
 
     def batch_order(self, first_step: int) -> BatchOrder:
         """Raises a ValueError if the batch cannot be divided among processes and accumulation steps."""
@@ -309,13 +310,18 @@ def create_accelerator(config: OptimizationConfig, output_dir: str) -> Accelerat
 
 
 def run_training(create_trainer: Callable[[], Trainer]) -> None:
-    """Builds and runs a trainer as a command: mistakes of its user end in one line."""
+    """Builds and runs a trainer as a command: mistakes of its user end in one line, a SIGTERM with a checkpoint."""
+    with StopRequest() as stop_request:
+        try:
+            trainer = create_trainer()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        _run(trainer, stop_request)
+
+
+def _run(trainer: Trainer, stop_request: StopRequest) -> None:
     try:
-        trainer = create_trainer()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    try:
-        trainer.run()
+        trainer.run(stop_request)
     except KeyboardInterrupt:
         kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
         sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
