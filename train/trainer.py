@@ -167,31 +167,35 @@ class Trainer(ABC):
 
     def train(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
         """Trains until the last step or until it shall stop; returns whether it was stopped."""
-        config = self.config
         self.rows = self.folder.read_losses(progress.step)
-        bar = tqdm(
+        with tqdm(
             initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
-        )  # fmt: skip
-        self.after_step(progress.step)  # if it was interrupted
+        ) as bar:  # fmt: skip
+            self.after_step(progress.step)  # if it was interrupted
+            return self._train_steps(iterator, order, progress, stop_request, bar)
+
+    def _train_steps(
+        self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest, bar: tqdm
+    ) -> bool:
+        run, batch_size = self.config.run, self.config.optimization.batch_size
         last_log, logged_step, stop = time.perf_counter(), progress.step, False
         while progress.step < self.num_steps and not stop:
             learning_rate = self.lr_scheduler.get_last_lr()[0]
             stop = self.train_step(iterator, order, progress, stop_request)
             bar.update()
             is_last = progress.step == self.num_steps
-            if progress.step % config.run.log_every == 0 or is_last:
+            if progress.step % run.log_every == 0 or is_last:
                 seconds, last_log = time.perf_counter() - last_log, time.perf_counter()
-                images = (progress.step - logged_step) * config.optimization.batch_size
+                images = (progress.step - logged_step) * batch_size
                 self._log(progress, images / seconds, learning_rate, bar)
                 logged_step = progress.step
             paused = time.perf_counter()
-            if progress.step % config.run.checkpoint_every == 0 or is_last or stop:
+            if progress.step % run.checkpoint_every == 0 or is_last or stop:
                 self._save(progress)
             if not stop:
                 self.after_step(progress.step)
             last_log += time.perf_counter() - paused
-        bar.close()
         return stop and progress.step < self.num_steps
 
     def train_step(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
