@@ -7,7 +7,7 @@ processor says. `torchrun --nproc_per_node N eval/classify.py …` shares the im
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,29 +19,26 @@ from demo_diffusion.eval.accuracy import Accuracy, measure_accuracy
 from demo_diffusion.eval.extractors import full_precision, state_hash
 from demo_diffusion.train.classification_data import Pictures, PreparedPictures
 from demo_diffusion.train.common_configuration import DataConfig
+from demo_diffusion.train.config_parsing import describe
 from demo_diffusion.train.distillation import load_classifier
 from demo_diffusion.train.image_data import LabelledImages, load_images
 from demo_diffusion.train.run_folder import provenance, replace_text
-
-
-def _field(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ClassifyConfig:
     """One measurement."""
 
-    model: str = _field("", "folder or hub id of a classifier, timm's models as timm/NAME")
-    dataset: str = _field("", "as in training: folder of class folders, .parquet file or hub id")
-    split: str = _field("validation", "split of the dataset")
-    image_column: str | None = _field(None, "column of the images; default: the only one of that type")
-    label_column: str | None = _field(None, "column of the class labels; default: the only one of that type")
-    resolution: int | None = _field(None, "side of the centre crop in pixels; default: the image processor's")
-    crop_pct: float | None = _field(None, "share of the shorter side that the crop keeps; default: the processor's")
-    batch_size: int = _field(64, "images at once on a process")
-    num_workers: int = _field(0, "processes that read images")
-    out: str | None = _field(None, "JSON file to write")
+    model: str = describe("", "folder or hub id of a classifier, timm's models as timm/NAME")
+    dataset: str = describe("", "as in training: folder of class folders, .parquet file or hub id")
+    split: str = describe("validation", "split of the dataset")
+    image_column: str | None = describe(None, "column of the images; default: the only one of that type")
+    label_column: str | None = describe(None, "column of the class labels; default: the only one of that type")
+    resolution: int | None = describe(None, "side of the centre crop in pixels; default: the image processor's")
+    crop_pct: float | None = describe(None, "share of the shorter side that the crop keeps; default: the processor's")
+    batch_size: int = describe(64, "images at once on a process")
+    num_workers: int = describe(0, "processes that read images")
+    out: str | None = describe(None, "JSON file to write")
 
     def check(self) -> None:
         """Raises a ValueError if an option is missing or outside its range."""

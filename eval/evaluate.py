@@ -7,7 +7,7 @@ with any number of processes, continues an interrupted evaluation and ends with 
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,40 +26,37 @@ from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
 from demo_diffusion.eval.image_sources import ImageSource, SampleArray, SampleFolder
 from demo_diffusion.eval.reference_statistics import Reference, write_npz
 from demo_diffusion.pipelines.samplers import create_sampler
+from demo_diffusion.train.config_parsing import describe
 from demo_diffusion.train.run_folder import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def _field(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class EvaluationConfig:
     """One evaluation. Exactly one of pipeline, images and npz."""
 
-    out: str = _field("", "folder of this evaluation")
-    reference: str = _field("", "statistics of real images, made by eval/reference.py")
-    pipeline: str | None = _field(None, "pipeline folder or hub id to sample from")
-    images: str | None = _field(None, "folder of .png samples")
-    npz: str | None = _field(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
-    num_samples: int | None = _field(None, "default: 50,000 from a pipeline, all there are otherwise")
-    sampler: str | None = _field(None, "ddpm, ddim; euler, heun, dopri5, sde (flow); default: the pipeline's own")
-    num_inference_steps: int = _field(250, "steps of the sampler")
-    guidance_scale: float = _field(1.0, "classifier-free guidance; 1: none")
-    guidance_low: float = _field(0.0, "guidance acts from this t on, 0 data …")
-    guidance_high: float = _field(1.0, "… to this, 1 noise")
-    guidance_channels: int | None = _field(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
-    labels: Literal["balanced", "random"] = _field("balanced", "index mod classes, or drawn")
-    seed: int = _field(0, "of noise and drawn labels")
-    dtype: Literal["float32", "bfloat16", "float16"] = _field("float32", "of the network and the autoencoder")
-    batch_size: int = _field(50, "samples at once on a process")
-    shard_size: int = _field(500, "samples in a file of features, the unit of resuming")
-    extractor: str = _field("inception", f"one of {', '.join(EXTRACTORS)}")
-    inception_weights: str | None = _field(None, "its state dict; default: torch-fidelity downloads it")
-    imagenet_labels: bool = _field(False, "the labels in --npz are ImageNet's 1,000 classes")
-    export: bool = _field(False, "write the samples as samples.npz, as ADM's evaluator takes them")
+    out: str = describe("", "folder of this evaluation")
+    reference: str = describe("", "statistics of real images, made by eval/reference.py")
+    pipeline: str | None = describe(None, "pipeline folder or hub id to sample from")
+    images: str | None = describe(None, "folder of .png samples")
+    npz: str | None = describe(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
+    num_samples: int | None = describe(None, "default: 50,000 from a pipeline, all there are otherwise")
+    sampler: str | None = describe(None, "ddpm, ddim; euler, heun, dopri5, sde (flow); default: the pipeline's own")
+    num_inference_steps: int = describe(250, "steps of the sampler")
+    guidance_scale: float = describe(1.0, "classifier-free guidance; 1: none")
+    guidance_low: float = describe(0.0, "guidance acts from this t on, 0 data …")
+    guidance_high: float = describe(1.0, "… to this, 1 noise")
+    guidance_channels: int | None = describe(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
+    labels: Literal["balanced", "random"] = describe("balanced", "index mod classes, or drawn")
+    seed: int = describe(0, "of noise and drawn labels")
+    dtype: Literal["float32", "bfloat16", "float16"] = describe("float32", "of the network and the autoencoder")
+    batch_size: int = describe(50, "samples at once on a process")
+    shard_size: int = describe(500, "samples in a file of features, the unit of resuming")
+    extractor: str = describe("inception", f"one of {', '.join(EXTRACTORS)}")
+    inception_weights: str | None = describe(None, "its state dict; default: torch-fidelity downloads it")
+    imagenet_labels: bool = describe(False, "the labels in --npz are ImageNet's 1,000 classes")
+    export: bool = describe(False, "write the samples as samples.npz, as ADM's evaluator takes them")
 
     def check(self) -> None:
         """Raises a ValueError if the options do not fit together."""

@@ -96,7 +96,7 @@ def test_the_result_is_uploaded_with_its_card(tmp_path, monkeypatch):
     assert {"README.md", "samples.png", "loss.png", "model_index.json", "transformer", "scheduler"} <= set(files)
     text = (run / "pipeline/README.md").read_text()
     card = ModelCard(text)
-    assert card.data.library_name == "diffusers"
+    assert "class-conditional-image-generation" in card.data.tags
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == yaml.safe_load((run / "config.yaml").read_text())
     accuracy = json.loads((run / "nearest_neighbor.json").read_text())["accuracy"]["1.5"]
