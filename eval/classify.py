@@ -20,8 +20,8 @@ from demo_diffusion.eval.extractors import full_precision, state_hash
 from demo_diffusion.train.classification_data import Pictures, PreparedPictures
 from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.config_parsing import describe
-from demo_diffusion.train.distillation import load_classifier
-from demo_diffusion.train.image_data import LabelledImages, load_images
+from demo_diffusion.train.distillation import check_classes, load_classifier
+from demo_diffusion.train.image_data import load_images
 from demo_diffusion.train.run_folder import provenance, replace_text
 
 
@@ -75,23 +75,6 @@ def change_crop(processor: BaseImageProcessor, resolution: int | None, crop_pct:
     processor.crop_size = {"height": resolution, "width": resolution}
 
 
-def check_classes(images: LabelledImages, labels: dict[int, str], config: ClassifyConfig) -> None:
-    """Raises a ValueError if the model's classes are not the dataset's: another number, or another order of them."""
-    if len(labels) != images.num_classes:
-        raise ValueError(
-            f"{config.model} tells {len(labels)} classes apart, {config.dataset} (split {config.split!r}) has "
-            f"{images.num_classes}; accuracy needs the same classes."
-        )
-    theirs = [images.id2label[i] for i in range(images.num_classes)]
-    ours = [labels[i] for i in range(len(labels))]
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        wrong = next(i for i in range(len(ours)) if ours[i] != theirs[i])
-        raise ValueError(
-            f"{config.model} and {config.dataset} have the same classes in another order: class {wrong} is "
-            f"{ours[wrong]!r} of the model, {theirs[wrong]!r} of the dataset."
-        )
-
-
 def classify(config: ClassifyConfig, state: PartialState) -> dict:
     """The measurement and what made it.
 
@@ -102,7 +85,7 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
     images = load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
     model, processor = load_classifier(config.model)
-    check_classes(images, {int(i): name for i, name in model.config.id2label.items()}, config)
+    check_classes(config.model, model, images.id2label)
     change_crop(processor, config.resolution, config.crop_pct)
     fingerprint = state_hash(model)
     model.to(state.device)

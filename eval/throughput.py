@@ -110,6 +110,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, default="eager", help="what runs every model (default: eager)")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out is {options.out}, whose folder does not exist.")
     if len(options.models) != len(options.against):
         parser.error("--models and --against are compared in pairs; give as many of one as of the other.")
     known = {*list_emov2(), *timm.list_models()}

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -222,3 +223,28 @@ def test_wrong_names_and_inputs_are_named():
         create_emov2("EMOv2-3M")
     with pytest.raises(ValueError, match=re.escape("(2, 1, 8, 8); it must be (batch, 3")):
         tiny_emov2()(torch.zeros(2, 1, 8, 8))
+
+
+def test_batch_norm_over_processes_is_the_same_network():
+    """What the training's sync_batch_norm does; SyncBatchNorm computes as BatchNorm in eval mode, on CPUs too."""
+    model = randomize(create_emov2("EMOv2-1M", num_labels=3)).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    expected = model(pixels).logits
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+    torch.testing.assert_close(converted(pixels).logits, expected)
+    assert converted.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depths": (0, 1, 1, 1)}, "depths is .* positive"),
+        ({"hidden_sizes": (24, 32, 64, 0)}, "hidden_sizes is .* positive"),
+        ({"stem_width": 0}, "stem_width is 0"),
+        ({"image_size": -224}, "image_size is -224"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EMOv2Config(**fields)

@@ -297,7 +297,7 @@ def test_a_teacher_sees_its_own_size_and_normalisation(tmp_path):
     folder = teacher_folder(tmp_path / "teacher")
     pixels = torch.rand(2, 3, 24, 24)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
-    teacher = Teacher(str(folder), 2, mean.tolist(), std.tolist())
+    teacher = Teacher(str(folder), {0: "dark", 1: "bright"}, mean.tolist(), std.tolist())
     expected = teacher.model((pixels - 0.3) / 0.6).logits
     student_images = (pixels - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(teacher(student_images), expected, rtol=1e-4, atol=1e-4)
@@ -397,6 +397,21 @@ def test_other_classes_are_refused(folder, tmp_path):
     teacher = teacher_folder(tmp_path / "teacher", num_labels=3)
     with pytest.raises(SystemExit, match=r"teacher .* has 3 classes, the data 2"):
         train(folder, tmp_path / "run", teacher=teacher)
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_refused(folder, tmp_path):
+    teacher = teacher_folder(tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    for names in (["dark", "other"], ["dark", "bright"]):
+        config["id2label"] = dict(enumerate(names))
+        (teacher / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SystemExit, match=r"has the class '(dark|bright)' at \d, the data at \d"):
+            train(folder, tmp_path / "run", teacher=teacher)
+
+
+def test_one_image_in_a_pass_is_refused(folder, tmp_path):
+    with pytest.raises(SystemExit, match="BatchNorm needs at least two images"):
+        train(folder, tmp_path / "run", batch_size=1)
 
 
 def test_measuring_on_training_images_is_said(folder, tmp_path):

@@ -39,26 +39,35 @@ def input_of(processor: BaseImageProcessor) -> tuple[tuple[int, int], list[float
     return tuple(sides), list(processor.image_mean), list(processor.image_std)
 
 
+def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None:
+    """Raises a ValueError if a model's classes are not the data's: another number, or a class at another place."""
+    labels = {int(index): label for index, label in model.config.id2label.items()}
+    if len(labels) != len(id2label):
+        raise ValueError(f"{name} has {len(labels)} classes, the data {len(id2label)}; they must be the same.")
+    places = {label: index for index, label in labels.items()}
+    for index, label in id2label.items():
+        if places.get(label, index) != index:
+            raise ValueError(
+                f"{name} has the class {label!r} at {places[label]}, the data at {index}; the order must be the same."
+            )
+
+
 class Teacher(nn.Module):
     """A frozen classifier that sees a student's images in its own size and normalisation.
 
     Args:
         name: folder or hub id.
-        num_classes: the student's.
+        id2label: the student's classes.
         image_mean, image_std: of the student's images.
 
     Raises:
-        ValueError: if it cannot be loaded or has another number of classes.
+        ValueError: if it cannot be loaded or has other classes.
     """
 
-    def __init__(self, name: str, num_classes: int, image_mean: list[float], image_std: list[float]):
+    def __init__(self, name: str, id2label: dict[int, str], image_mean: list[float], image_std: list[float]):
         super().__init__()
         self.model, processor = load_classifier(name)
-        if self.model.config.num_labels != num_classes:
-            raise ValueError(
-                f"The teacher {name} has {self.model.config.num_labels} classes, the data {num_classes}; distillation "
-                "needs the same classes. Choose a teacher of this data."
-            )
+        check_classes(f"The teacher {name}", self.model, id2label)
         self.size, mean, std = input_of(processor)
         ours, theirs = torch.tensor([image_mean, image_std]), torch.tensor([mean, std])
         self.register_buffer("scale", (ours[1] / theirs[1])[:, None, None])

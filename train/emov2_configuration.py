@@ -64,7 +64,7 @@ class AugmentationConfig:
 
     _argument_group_name = "augmentation"
 
-    min_crop_area: float = describe(0.08, "least share of an image's area in a random crop; 1: always the whole image")
+    min_crop_area: float = describe(0.08, "least share of an image's area in a random crop, whose sides are 3:4 to 4:3")
     flip_probability: float = describe(0.5, "share of horizontally mirrored images")
     auto_augment: str | None = describe(None, "timm's policy, such as rand-m9-mstd0.5-inc1; None: none")
     random_erasing: float = describe(0.0, "share of images with a rectangle of noise")

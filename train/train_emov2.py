@@ -49,24 +49,29 @@ class ClassificationTrainer(Trainer):
         self.processor = image_processor(config.data)
         self.val_samples = PreparedPictures(Pictures(self.val_images), self.processor)
         self.records = AccuracyRecords(self.folder.path)
+        self._check_images_of_a_pass()
         self.mixup = self._create_mixup() if config.augmentation.mixes else None
         self.teacher = None
         if config.objective.teacher is not None:
             data = config.data
-            teacher = Teacher(config.objective.teacher, num_classes, data.image_mean, data.image_std)
+            teacher = Teacher(config.objective.teacher, self.images.id2label, data.image_mean, data.image_std)
             self.teacher = teacher.to(self.accelerator.device)
         return AugmentedPictures(Pictures(self.images), config.data, config.augmentation, config.optimization.seed)
+
+    def _check_images_of_a_pass(self) -> None:
+        optimization, augmentation = self.config.optimization, self.config.augmentation
+        parts = optimization.gradient_accumulation_steps * self.accelerator.num_processes
+        images = optimization.batch_size // parts
+        given = f"batch_size {optimization.batch_size} over {parts} parts gives {images}."
+        if augmentation.mixes and images % 2:
+            raise ValueError(f"mixup and cutmix need an even number of images in each forward pass; {given}")
+        if images < 2:
+            raise ValueError(f"BatchNorm needs at least two images in each forward pass; {given}")
 
     def _create_mixup(self):
         from timm.data import Mixup
 
-        optimization, augmentation = self.config.optimization, self.config.augmentation
-        parts = optimization.gradient_accumulation_steps * self.accelerator.num_processes
-        if optimization.batch_size // parts % 2:
-            raise ValueError(
-                f"mixup and cutmix need an even number of images in each forward pass; batch_size "
-                f"{optimization.batch_size} over {parts} parts gives {optimization.batch_size // parts}."
-            )
+        augmentation = self.config.augmentation
         return Mixup(
             mixup_alpha=augmentation.mixup,
             cutmix_alpha=augmentation.cutmix,

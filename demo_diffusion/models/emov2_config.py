@@ -77,8 +77,13 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         for name in PER_STAGE:
             if len(getattr(self, name)) != NUM_STAGES:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must have {NUM_STAGES} entries, one a stage.")
+            if any(not isinstance(value, str) and value <= 0 for value in getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; every entry must be positive.")
         if self.stem_width is None:
             self.stem_width = self.hidden_sizes[0] // 2
+        for name in ("stem_width", "window_size", "num_channels", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         self._check_heads()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, NUM_STAGES + 1)]
         self.set_output_features_output_indices(

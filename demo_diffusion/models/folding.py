@@ -9,7 +9,8 @@ class Foldable(nn.Module):
     """A layer that may compute with a folded weight and bias instead of its own.
 
     The folded tensors are extra: the layer's own weights stay, so that the state dict never changes. Going back to
-    training, or loading weights, undoes the folding.
+    training, or loading weights, undoes the folding; changing them in place does not. Own weights get no gradients
+    while they are folded.
     """
 
     fused_weight: torch.Tensor | None

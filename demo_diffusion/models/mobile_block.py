@@ -134,14 +134,7 @@ class MobileMixer(nn.Module):
         return heads.reshape(x.shape)
 
 
-class ChannelsLastBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the channels of (B, H, W, C)."""
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return super().forward(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-NORMS = {"batch": ChannelsLastBatchNorm, "layer": nn.LayerNorm}
+NORMS = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm}
 
 # Elements of v that a folded block computes at once on a CPU. They stay in its cache, and the allocator keeps their
 # memory, where it gets more than 32 MB from the system anew each time.
@@ -203,7 +196,7 @@ class MobileBlock(nn.Module):
         return max(1, ELEMENTS_AT_ONCE // (positions * self.mixer.v.out_features))
 
     def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        update = self.mixer(tokens if self._norm_is_folded else self.norm(tokens))
+        update = self.mixer(tokens if self._norm_is_folded else self._normalize(tokens))
         if self.gamma is not None and not self.mixer.proj.is_fused:
             update = self.gamma * update
         if not self.skip:
@@ -211,6 +204,11 @@ class MobileBlock(nn.Module):
         if self.training and self.drop_path > 0:
             update = update * F.dropout(update.new_ones(len(update), 1, 1, 1), self.drop_path)
         return add(update, tokens)
+
+    def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.norm, nn.LayerNorm):
+            return self.norm(tokens)
+        return self.norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def fuse(self) -> None:
         """Folds BatchNorms and gamma into the layers beside them, for inference.
@@ -232,7 +230,7 @@ class MobileBlock(nn.Module):
 
     @property
     def _norm_can_be_folded(self) -> bool:
-        return isinstance(self.norm, nn.BatchNorm2d) and self.mixer.attention_mode == "none"
+        return not isinstance(self.norm, nn.LayerNorm) and self.mixer.attention_mode == "none"
 
     @property
     def _norm_is_folded(self) -> bool:
