@@ -126,18 +126,6 @@ def normalization_of(vae: Autoencoder) -> LatentNormalization:
     return LatentNormalization(mean, [each / config.scaling_factor for each in std])
 
 
-def encode(vae: Autoencoder, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Normalised latents (B, C, h, w) of images (B, image channels, H, W) in [−1, 1], drawn from their posterior."""
-    moments = encode_moments(vae, images)
-    channels = vae.config.latent_channels
-    latents = moments
-    if moments.shape[1] != channels:
-        shape = (len(moments), channels, *moments.shape[2:])
-        noise = torch.randn(shape, generator=generator, device=generator.device, dtype=moments.dtype)
-        latents = draw_latents(moments, noise.to(moments.device))
-    return normalization_of(vae).apply(latents)
-
-
 def moments_shape(vae: Autoencoder, resolution: int) -> tuple[int, int, int]:
     """(M, h, w) of the moments of a square image."""
     image = torch.zeros(1, vae.config.in_channels, resolution, resolution, device=vae.device)

@@ -24,8 +24,8 @@ from demo_diffusion.train.latent_data import LatentTable
 from demo_diffusion.train.latent_shards import DTYPES
 
 from .conftest import randomize
-from .test_autoencoders import tiny_kl, tiny_taef2
-from .test_pipeline import tiny_taesd
+from .test_autoencoders import tiny_taef2
+from .test_pipeline import tiny_taesd, tiny_vae
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def images(tmp_path) -> Path:
 
 @pytest.fixture
 def vae(tmp_path) -> Path:
-    tiny_kl().save_pretrained(tmp_path / "vae")
+    tiny_vae().save_pretrained(tmp_path / "vae")
     return tmp_path / "vae"
 
 
@@ -71,7 +71,7 @@ def shards_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "shards").iterdir())}
 
 
-@pytest.mark.parametrize("create", [tiny_kl, tiny_taesd, tiny_taef2])
+@pytest.mark.parametrize("create", [tiny_vae, tiny_taesd, tiny_taef2])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_cached_moments_are_those_on_the_fly(tmp_path, images, create, dtype):
     create().save_pretrained(tmp_path / "vae")
@@ -93,7 +93,7 @@ def test_cached_moments_are_those_on_the_fly(tmp_path, images, create, dtype):
 
 
 def test_statistics_are_those_of_drawn_latents(tmp_path, images):
-    randomize(tiny_kl()).save_pretrained(tmp_path / "vae")
+    randomize(tiny_vae()).save_pretrained(tmp_path / "vae")
     table = cache(images, tmp_path / "vae", tmp_path / "out")
     moments = torch.stack([table[i, flipped][0] for i in range(10) for flipped in (False, True)]).float()
     noise = torch.randn(500, *moments[:, :4].shape)
@@ -227,7 +227,7 @@ def test_other_settings_are_refused(tmp_path, images, vae):
     out = tmp_path / "out"
     cache(images, vae, out)
     tiny_taef2().save_pretrained(tmp_path / "other")
-    tiny_kl(scaling_factor=0.5).save_pretrained(tmp_path / "rescaled")
+    tiny_vae(scaling_factor=0.5).save_pretrained(tmp_path / "rescaled")
     shutil.copytree(images, tmp_path / "moved")
     shutil.copytree(images, tmp_path / "recoloured")
     picture(7).save(tmp_path / "recoloured/cat/0.png")

@@ -377,15 +377,14 @@ def test_callback_sees_every_step_and_may_replace_the_latents():
     assert output.abs().max() == 0
 
 
-def tiny_vae(shift_factor: float | None = 0.1) -> AutoencoderKL:
+def tiny_vae(**options) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         latent_channels=4,
-        scaling_factor=0.3,
-        shift_factor=shift_factor,
+        **{"scaling_factor": 0.3, "shift_factor": 0.1, **options},
     ).eval()
 
 

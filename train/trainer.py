@@ -57,7 +57,7 @@ class Trainer(ABC):
         self.folder.check(config)
         self.folder.checkpoints.check_sharding(self.accelerator)
         self.samples = self.open_data()
-        self.batch_order(first_step=0)  # raises now what would else be found later
+        part_size = self.batch_order(first_step=0).part_size  # raises now what would else be found later
 
         set_seed(optimization.seed)  # what was opened may have drawn
         network = self.create_network().to(self.accelerator.device)
@@ -77,7 +77,6 @@ class Trainer(ABC):
             num_warmup_steps=optimization.warmup_steps,
             num_training_steps=self.num_steps,
         )
-        part_size = self.batch_order(first_step=0).part_size
         configure_deepspeed(self.accelerator, part_size, optimization.mixed_precision)
         self.network, self.optimizer, self.lr_scheduler = self.accelerator.prepare(network, optimizer, lr_scheduler)
         self.plain_network = self.accelerator.unwrap_model(self.network)
