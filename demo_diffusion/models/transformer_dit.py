@@ -57,6 +57,7 @@ class DiTBlock(nn.Module):
         self.attention = SelfAttention(width, num_heads, norm_eps, qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
         self.fc1 = nn.Linear(width, hidden)
+        self.activation = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
 
@@ -66,7 +67,7 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning).chunk(6, dim=-1)
         normed = modulate(self.norm1(tokens), shift1, scale1)
         tokens = tokens + gate1[:, None, None] * self.attention(normed.flatten(1, 2), rotary).view(tokens.shape)
-        hidden = F.gelu(self.fc1(modulate(self.norm2(tokens), shift2, scale2)), approximate="tanh")
+        hidden = self.activation(self.fc1(modulate(self.norm2(tokens), shift2, scale2)))
         return tokens + gate2[:, None, None] * self.fc2(hidden)
 
 

@@ -1,0 +1,207 @@
+"""Compares the speed of D-EMO with that of DiT (and SiT, the same network) of the same size, in turns in one process.
+
+python eval/benchmark.py block --sizes S XL --compile both --out block.json   one block: inference and training step
+python eval/benchmark.py model --sizes S                                      the whole network: the same
+python eval/benchmark.py sampling --sizes S XL --steps 50                     the pipeline with guidance: images/s
+python eval/benchmark.py training --sizes S XL --precision bf16               steps with loss and optimizer: images/s
+python eval/benchmark.py profile --sizes S --modes inference                  where a block's time goes, by operator
+
+Each round calls every network once. A table has the median time and the median over the rounds of its ratio to DiT's,
+beside the time that the arithmetic alone would take on this machine. docs/speed.md explains each column.
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import platform
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from demo_diffusion.eval.benchmark_report import Report, operator_table, speed_table, title
+from demo_diffusion.eval.operator_profile import profile_operators
+from demo_diffusion.eval.roofline import Rates, measure_rates
+from demo_diffusion.eval.timing import Clock, peak_bytes, ratio_to, time_in_turns
+from demo_diffusion.eval.workloads import CANDIDATES, DTYPES, REFERENCE, Case, Workload, make_workload
+
+COMMANDS = {
+    "block": "one block: inference and training step",
+    "model": "the whole network: inference and training step, without loss and optimizer",
+    "sampling": "the pipeline with guidance, from noise to latents",
+    "training": "training steps with loss and optimizer, on latents at hand",
+    "profile": "the operators of one block",
+}
+SIZES = ("S", "B", "L", "XL")
+MODES = ("inference", "training")
+COMPILED = {"none": (False,), "compiled": (True,), "both": (False, True)}
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+STEPS = {"cpu": 5, "cuda": 50}
+MALLOC_OPTIONS = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26), "M_MMAP_MAX": (-4, 0)}  # malloc.h
+
+
+def measure(case: Case, names: list[str], rounds: int, rates: Rates) -> list[dict]:
+    """A row for each candidate, DiT's first."""
+    workloads = {name: make_workload(CANDIDATES[name], case) for name in names}
+    calls = {name: workload.run for name, workload in workloads.items()}
+    alone = {(name, "alone"): w.network_alone for name, w in workloads.items() if w.network_alone is not None}
+    seconds = time_in_turns({**calls, **alone}, Clock(case.device), rounds)
+    rows = []
+    for name, workload in workloads.items():
+        row = {"candidate": name, **describe(case, workload)}
+        row |= speed(workload, seconds[name], seconds[REFERENCE], rates)
+        row["peak_bytes"] = workload.resident_bytes() + peak_bytes(workload.run, case.device)
+        if case.part in ("sampling", "training"):
+            row["images_per_second"] = case.batch_size / row["median_seconds"]
+        if (name, "alone") in seconds:
+            row["seconds_alone"] = seconds[name, "alone"]
+            row["pipeline_overhead"] = ratio_to(seconds[name, "alone"], seconds[name])["median"] - 1
+        rows.append(row)
+    return rows
+
+
+def speed(workload: Workload, seconds: list[float], reference: list[float], rates: Rates) -> dict:
+    """A candidate's times beside the reference's, and beside what the machine could do."""
+    median, work = statistics.median(seconds), workload.work
+    return {
+        "seconds": seconds,
+        "median_seconds": median,
+        "ratio": ratio_to(reference, seconds),
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "arithmetic_seconds": work.seconds_of_arithmetic(rates),
+        "memory_seconds": work.seconds_of_memory(rates),
+        "bound_share": work.bound(rates) / median,
+    }
+
+
+def profile_case(case: Case, names: list[str]) -> list[dict]:
+    """A row for each candidate, with its operators."""
+    rows = []
+    for name in names:
+        workload = make_workload(CANDIDATES[name], case)
+        operators = profile_operators(workload.run, case.device)
+        rows.append({"candidate": name, **describe(case, workload), "operators": operators})
+    return rows
+
+
+def describe(case: Case, workload: Workload) -> dict:
+    fields = ("part", "size", "mode", "precision", "compiled", "batch_size", "steps")
+    return {**{name: getattr(case, name) for name in fields}, "num_blocks": workload.num_blocks}
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    part = "block" if options.command == "profile" else options.command
+    settings = {
+        "batch_size": options.batch_size,
+        "device": torch.device(options.device),
+        "depth": options.depth,
+        "steps": options.steps,
+    }
+    for choice in itertools.product(options.sizes, options.modes, options.precision, COMPILED[options.compile]):
+        yield Case(part, *choice, **settings)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        _add_options(commands.add_parser(name, help=text, description=text), name)
+    options = parser.parse_args(arguments)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.batch_size = BATCH_SIZE[options.device] if options.batch_size is None else options.batch_size
+    options.steps = STEPS[options.device] if options.steps is None else options.steps
+    options.candidates = list(dict.fromkeys([REFERENCE, *options.candidates]))
+    if problem := _problem(options):
+        parser.error(problem)
+    return options
+
+
+def _add_options(command: argparse.ArgumentParser, name: str) -> None:
+    add = command.add_argument
+    add("--sizes", nargs="+", choices=SIZES, default=["S"])
+    add(
+        "--candidates",
+        nargs="+",
+        choices=CANDIDATES,
+        default=list(CANDIDATES),
+        help=f"{REFERENCE} is always among them",
+    )
+    add("--precision", nargs="+", choices=DTYPES, default=["fp32"], help="bf16: weights; in training autocast")
+    add("--compile", choices=COMPILED, default="none", help="each block by torch.compile")
+    add("--batch_size", type=int, help=f"default: {BATCH_SIZE['cpu']} on a CPU, {BATCH_SIZE['cuda']} on a GPU")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--tune_malloc", action="store_true", help="have glibc keep freed memory instead of giving it back")
+    add("--out", type=Path, help="JSON file for the results")
+    if name in ("sampling", "training"):
+        command.set_defaults(modes=["inference" if name == "sampling" else "training"])
+    else:
+        add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    if name in ("block", "profile"):
+        command.set_defaults(depth=None)
+    else:
+        add("--depth", type=int, help="blocks of the network (default: those of the size)")
+    if name == "sampling":
+        add("--steps", type=int, help=f"default: {STEPS['cpu']} on a CPU, {STEPS['cuda']} on a GPU")
+    else:
+        command.set_defaults(steps=1)
+    if name == "profile":
+        add("--top", type=int, default=15, help="operators to print")
+    else:
+        add("--rounds", type=int, default=20)
+
+
+def _problem(options: argparse.Namespace) -> str | None:
+    """What cannot be done."""
+    numbers = ("batch_size", "threads", "depth", "steps", "top", "rounds")
+    given = {name: getattr(options, name, None) for name in numbers}
+    if too_small := [f"--{name}" for name, value in given.items() if value is not None and value < 1]:
+        return f"{', '.join(too_small)} must be at least 1."
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        return f"--out is {options.out}, whose folder does not exist."
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return "--device is cuda, but PyTorch finds no GPU."
+    if options.device == "cuda" and "bf16" in options.precision and not torch.cuda.is_bf16_supported():
+        return f"--precision has bf16, which {torch.cuda.get_device_name()} does not support."
+    if options.tune_malloc and platform.libc_ver()[0] != "glibc":
+        return "--tune_malloc needs glibc."
+    return None
+
+
+def keep_freed_memory() -> None:
+    """Has glibc give no memory back to the system, for each new page costs a fault."""
+    library = ctypes.CDLL(None)
+    for name, (number, value) in MALLOC_OPTIONS.items():
+        if not library.mallopt(number, value):
+            raise RuntimeError(f"glibc refuses mallopt({name}, {value}).")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.tune_malloc:
+        keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    rates = {name: measure_rates(device, DTYPES[name], Clock(device)) for name in dict.fromkeys(options.precision)}
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    report = Report(options.out, settings, device, rates)
+    print(report.machine())
+    for case in cases(options):
+        torch.compiler.reset()
+        if options.command == "profile":
+            rows = profile_case(case, options.candidates)
+            text = operator_table(rows, options.top)
+        else:
+            rows = measure(case, options.candidates, options.rounds, rates[case.precision])
+            text = speed_table(rows)
+        print(f"\n{title(rows[0])}\n\n{text}", flush=True)
+        report.add(rows)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
