@@ -123,13 +123,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     add = command.add_argument
     add("--sizes", nargs="+", choices=SIZES, default=["S"])
-    add(
-        "--candidates",
-        nargs="+",
-        choices=CANDIDATES,
-        default=list(CANDIDATES),
-        help=f"{REFERENCE} is always among them",
-    )
+    candidates = [REFERENCE, "demo"] if name == "profile" else list(CANDIDATES)
+    add("--candidates", nargs="+", choices=CANDIDATES, default=candidates, help=f"{REFERENCE} is always among them")
     add("--precision", nargs="+", choices=DTYPES, default=["fp32"], help="bf16: weights; in training autocast")
     add("--compile", choices=COMPILED, default="none", help="each block by torch.compile")
     add("--batch_size", type=int, help=f"default: {BATCH_SIZE['cpu']} on a CPU, {BATCH_SIZE['cuda']} on a GPU")
@@ -191,7 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = Report(options.out, settings, device, rates)
     print(report.machine())
     for case in cases(options):
-        torch.compiler.reset()
+        torch.compiler.reset()  # gives up the last case's networks, and counts recompilations anew
+        gc.collect()
         if options.command == "profile":
             rows = profile_case(case, options.candidates)
             text = operator_table(rows, options.top)
@@ -200,7 +196,6 @@ def main(arguments: list[str] | None = None) -> None:
             text = speed_table(rows)
         print(f"\n{title(rows[0])}\n\n{text}", flush=True)
         report.add(rows)
-        gc.collect()
 
 
 if __name__ == "__main__":

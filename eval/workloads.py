@@ -166,22 +166,17 @@ def _calls(network: ClassConditionalTransformer, case: Case, work: Work) -> Work
         module(*inputs)
 
     leaves = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
-    shape = _output(module(*inputs)).shape if case.mode == "training" else ()
-    gradient = torch.randn(shape)
 
     def train() -> None:
         with case.precision_context():
-            output = _output(module(*inputs))
-        output.backward(gradient.to(output.dtype))
+            output = module(*inputs)
+        output = output if case.part == "block" else output.sample
+        output.backward(torch.ones_like(output))
         for leaf in leaves:
             leaf.grad = None
 
     run = infer if case.mode == "inference" else train
     return Workload(run, work, len(network.transformer_blocks), module)
-
-
-def _output(output) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.sample
 
 
 def _module_and_inputs(
@@ -248,7 +243,7 @@ def _work(candidate: Candidate, case: Case) -> Work:
     call: what is inside a block might never leave the chip.
     """
     with kernels.disabled(), torch.device("meta"):
-        network = create_network(candidate, case)
+        network = nn.Module.to(create_network(candidate, case), case.weight_dtype)
         module, inputs = _module_and_inputs(network, case, 1)
         macs = count_macs(module, *inputs)
     calls, samples = (case.steps, 2 * case.batch_size) if case.part == "sampling" else (1, case.batch_size)
