@@ -30,7 +30,7 @@ class Candidate:
     Attributes:
         family: "DiT" or "DEMO".
         exact_gelu: DiT's GELU by erf, as D-EMO has it, in place of its approximation by tanh.
-        by_definition: D-EMO without fused operators (`demo_diffusion.kernels`).
+        by_definition: without the operators that `demo_diffusion.kernels` chooses.
     """
 
     label: str
@@ -43,6 +43,7 @@ REFERENCE = "dit"
 CANDIDATES = {
     REFERENCE: Candidate("DiT", "DiT"),
     "dit_erf": Candidate("DiT, erf GELU", "DiT", exact_gelu=True),
+    "dit_definition": Candidate("DiT by its definition", "DiT", by_definition=True),
     "demo_definition": Candidate("D-EMO by its definition", "DEMO", by_definition=True),
     "demo": Candidate("D-EMO", "DEMO"),
 }

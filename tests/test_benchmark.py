@@ -32,8 +32,8 @@ def small_rates(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "num_rows"),
     [
-        (["block"], 8),
-        (["model", "--depth", "1", "--modes", "inference", "--precision", "fp32", "bf16"], 8),
+        (["block"], 10),
+        (["model", "--depth", "1", "--modes", "inference", "--precision", "fp32", "bf16"], 10),
         (["sampling", "--depth", "1", "--steps", "2", "--candidates", "demo"], 2),
         (["training", "--depth", "1", "--candidates", "demo"], 2),
     ],
@@ -148,11 +148,11 @@ def test_candidates_differ_in_what_they_say():
     assert {block.activation.approximate for block in dit.transformer_blocks} == {"tanh"}
     assert {block.activation.approximate for block in erf.transformer_blocks} == {"none"}
     assert dit.state_dict().keys() == erf.state_dict().keys()
-    for name in ("demo", "demo_definition"):
+    for name in ("dit", "dit_definition", "demo", "demo_definition"):
         workload, seen = make_workload(CANDIDATES[name], tiny_case()), []
         workload.module.register_forward_hook(lambda *args, seen=seen: seen.append(kernels.is_enabled()))
         workload.run()
-        assert seen == [kernels.is_enabled() and name == "demo"]
+        assert seen == [kernels.is_enabled() and not name.endswith("definition")]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
