@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from demo_diffusion.models import ClassConditionalTransformer
 
 from .autoencoder import Autoencoder, LatentNormalization, normalization_of
+from .guidance import Guidance, GuidedNetwork
 from .labels import LabelNames
 from .scheduler_fit import (
     check_scheduler_fits,
@@ -129,21 +130,20 @@ class DEMOPipeline(DiffusionPipeline):
         _check_guidance(guidance_scale, guidance_interval, guidance_channels, self.transformer.config.in_channels)
         self._check_inputs(len(class_ids), num_inference_steps, generator, latents, output_type)
         scheduler = without_variance_slicing(self.scheduler)
+        set_timesteps(scheduler, num_inference_steps, torch.device("cpu"))  # where what it looks up waits for no device
         device = self._execution_device
-        set_timesteps(scheduler, num_inference_steps, device)
         if latents is None:
             latents = randn_tensor(self._latent_shape(len(class_ids)), generator=generator, device=device)
         latents = latents.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
         class_ids = torch.tensor(class_ids, device=device)
-        channels = guidance_channels or self.transformer.config.in_channels
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels)
+        network = GuidedNetwork(self.transformer, scheduler, self.config.objective, class_ids, guidance)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
 
         with evaluation_mode(self.transformer):
             for i, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
-                time = float(timestep) / scheduler.config.num_train_timesteps
-                scale = guidance_scale if guidance_interval[0] <= time <= guidance_interval[1] else 1.0
-                output = self._predict(scheduler, latents, timestep, class_ids, scale, channels)
+                output = network(latents, timestep)
                 latents = scheduler.step(output, timestep, latents, **step_options).prev_sample
                 if callback_on_step_end is not None:
                     replaced = callback_on_step_end(self, i, timestep, {"latents": latents}) or {}
@@ -152,34 +152,6 @@ class DEMOPipeline(DiffusionPipeline):
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _predict(
-        self,
-        scheduler: SchedulerMixin,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        class_ids: torch.Tensor,
-        scale: float,
-        channels: int,
-    ) -> torch.Tensor:
-        """The guided network output that the scheduler takes."""
-        if hasattr(scheduler, "scale_model_input"):
-            latents = scheduler.scale_model_input(latents, timestep)
-        if self.config.objective == "flow":
-            timestep = timestep / scheduler.config.num_train_timesteps
-        null_ids = torch.full_like(class_ids, self.transformer.config.num_classes)
-        if scale in (0, 1):
-            output = self._evaluate(latents, timestep, class_ids if scale == 1 else null_ids)
-        else:
-            output = self._evaluate(torch.cat([latents, latents]), timestep, torch.cat([class_ids, null_ids]))
-            output, null_output = output.chunk(2)
-            guided = torch.lerp(null_output[:, :channels], output[:, :channels], scale)
-            output = torch.cat([guided, output[:, channels:]], dim=1)
-        return output if takes_learned_variance(scheduler) else output[:, : latents.shape[1]]
-
-    def _evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
-        timesteps = timestep.to(latents.device).expand(len(latents))
-        return self.transformer(latents.to(self.transformer.dtype), timesteps, class_ids).sample.float()
 
     def _latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
         config = self.transformer.config
@@ -235,7 +207,8 @@ class DEMOPipeline(DiffusionPipeline):
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """BatchNorm normalises by its running statistics inside, whatever mode the model is in outside."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

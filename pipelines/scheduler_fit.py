@@ -123,6 +123,8 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
         if isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "leading":
             _check_divides(num_inference_steps, scheduler.config.num_train_timesteps)
         scheduler.set_timesteps(num_inference_steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it looks the first timestep up, and finds the second of two equal ones
 
 
 def _check_divides(num_inference_steps: int, num_train_timesteps: int) -> None:

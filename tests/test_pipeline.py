@@ -430,6 +430,8 @@ def test_the_adaptive_solver_decides_how_often_the_network_is_called():
     adaptive = sample(pipeline, latents=noise, num_inference_steps=5)
     assert (adaptive - euler).norm() < 0.01 * euler.norm()
     assert pipeline.scheduler.num_evaluations > 7
+    again = quiet(DEMOPipeline(pipeline.transformer, pipeline.scheduler))  # copies the scheduler that has run
+    assert torch.equal(sample(again, latents=noise, num_inference_steps=5), adaptive)
 
 
 @pytest.mark.parametrize("loader", [DEMOPipeline, diffusers.DiffusionPipeline])

@@ -53,7 +53,7 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
         for name, value in (("num_train_timesteps", num_train_timesteps), ("rtol", rtol), ("atol", atol)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive.")
-        self.timesteps = None
+        self._device = self._time = None
         self.num_evaluations = 0
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
@@ -62,13 +62,16 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at least 1.")
         self.num_evaluations = 0
         self._time, self._step_size = 1.0, 1.0 / num_inference_steps
-        self._start, self._slopes, self._rejected = None, [], False
-        self.timesteps = self._times(device)
+        self._start, self._slopes, self._rejected, self._device = None, [], False, device
 
-    def _times(self, device: str | torch.device | None) -> Iterator[torch.Tensor]:
+    @property
+    def timesteps(self) -> Iterator[torch.Tensor] | None:
+        return None if self._time is None else self._times()
+
+    def _times(self) -> Iterator[torch.Tensor]:
         while self._time > 0:
             t = self._time - NODES[len(self._slopes)] * self._step_size
-            yield torch.tensor(max(t, 0.0) * self.config.num_train_timesteps, device=device)
+            yield torch.tensor(max(t, 0.0) * self.config.num_train_timesteps, device=self._device)
 
     def step(
         self,
@@ -85,7 +88,7 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
         Raises:
             RuntimeError: if there is no step left, or the velocity is too rough for any step.
         """
-        if self.timesteps is None or self._time <= 0:
+        if self._time is None or self._time <= 0:
             raise RuntimeError("There is no step left; call set_timesteps(num_inference_steps) before a run.")
         if self._start is None:
             self._start = sample.float()
