@@ -3,6 +3,8 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from demo_diffusion import kernels
+
 
 def _norm_flops(operations_per_element: int):
     def flops(input_shape, *args, out_shape=None, **kwargs) -> int:
@@ -29,7 +31,7 @@ def count_macs(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     was_training = model.training
     model.eval()
     try:
-        with FlopCounterMode(display=False, custom_mapping=NORM_COUNTERS) as counter:
+        with kernels.disabled(), FlopCounterMode(display=False, custom_mapping=NORM_COUNTERS) as counter:
             model(*inputs)
     finally:
         model.train(was_training)

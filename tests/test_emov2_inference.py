@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from demo_diffusion import kernels
 from demo_diffusion.models import MobileBlock, mobile_block
 from demo_diffusion.models.depthwise_conv import ConvNorm
 from demo_diffusion.models.folding import FoldableLinear
+from demo_diffusion.models.linear import Linear
 
 from .conftest import randomize
 from .test_emov2 import STYLES, tiny_emov2
@@ -35,7 +37,8 @@ def test_every_batch_norm_and_layer_scale_is_folded():
     model.fuse()
     assert all(m.is_fused for m in model.modules() if isinstance(m, ConvNorm))
     blocks = [m for m in model.modules() if isinstance(m, MobileBlock)]
-    assert all(block.mixer.proj.is_fused and block.mixer.v.is_fused for block in blocks)
+    assert all(block.mixer.proj.is_fused for block in blocks)
+    assert all(block.mixer.v.is_fused for block in blocks if isinstance(block.norm, torch.nn.BatchNorm2d))
     assert [block._norm_is_folded for block in blocks] == [True] * 3 + [False] * 4
 
 
@@ -97,10 +100,10 @@ def test_fused_model_compiles_as_one_graph():
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_fused_linear_is_the_same_product(bias):
-    layer, x = FoldableLinear(6, 3, bias), torch.randn(2, 5, 7, 6)
-    expected = layer(x)
-    layer.fuse()
+def test_linear_is_the_same_product(bias):
+    layer, x = Linear(6, 3, bias), torch.randn(2, 5, 7, 6)
+    with kernels.disabled():
+        expected = layer(x)
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x[:, ::2, 1:]), expected[:, ::2, 1:])
 

@@ -4,6 +4,33 @@ The definition of every operator is the readable code of `demo_diffusion.models`
 rounding. `set_enabled(False)`, or DEMO_KERNELS=0 in the environment, leaves the definitions alone.
 """
 
+from .cpu_attention import cpu_spanning_attention
+from .cpu_attention import supports as cpu_attention_supports
+from .cpu_depthwise import cpu_depthwise_conv
+from .cpu_linear import is_eager_cpu_inference, linear
 from .switch import disabled, is_enabled, set_enabled
+from .triton_kernels import (
+    triton_attention_supports,
+    triton_conv_norm_silu_add,
+    triton_depthwise_supports,
+    triton_folded_conv_silu_add,
+    triton_spanning_attention,
+)
+from .window_order import to_window_order
 
-__all__ = ["disabled", "is_enabled", "set_enabled"]
+__all__ = [
+    "cpu_attention_supports",
+    "cpu_depthwise_conv",
+    "cpu_spanning_attention",
+    "disabled",
+    "is_eager_cpu_inference",
+    "is_enabled",
+    "linear",
+    "set_enabled",
+    "to_window_order",
+    "triton_attention_supports",
+    "triton_conv_norm_silu_add",
+    "triton_depthwise_supports",
+    "triton_folded_conv_silu_add",
+    "triton_spanning_attention",
+]

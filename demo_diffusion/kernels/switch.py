@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _enabled = os.environ.get("DEMO_KERNELS", "1") != "0"
 
 
 def is_enabled() -> bool:
-    return _enabled
+    """False as well in export and tracing: a saved program is to hold operators that every PyTorch knows."""
+    return _enabled and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
 
 
 def set_enabled(enabled: bool) -> None:

@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from demo_diffusion import kernels
+
 from .folding import Foldable
+from .overwriting import add, silu
 
 
 class ConvNorm(Foldable):
@@ -46,12 +49,15 @@ class ConvNorm(Foldable):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = tokens.permute(0, 3, 1, 2)
         if self.fused_weight is None:
-            x = self.norm(self.conv(x))
+            x = self.norm(self._convolve(x))
         else:
             x = F.conv2d(
                 x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding, groups=self.conv.groups
             )
         return x.permute(0, 2, 3, 1)
+
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
 
 
 class DepthwiseConvNorm(ConvNorm):
@@ -62,3 +68,17 @@ class DepthwiseConvNorm(ConvNorm):
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6):
         super().__init__(channels, channels, kernel_size, stride, groups=channels, eps=eps)
+
+    def add_silu(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens + SiLU(self(tokens)), of stride 1: (B, H, W, C) -> (B, H, W, C)."""
+        if not kernels.triton_depthwise_supports(tokens, self.conv, self.norm):
+            return add(silu(self(tokens)), tokens)
+        if self.is_fused:
+            return kernels.triton_folded_conv_silu_add(tokens, self.fused_weight, self.fused_bias)
+        return kernels.triton_conv_norm_silu_add(tokens, self.conv, self.norm)
+
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        if not (kernels.is_enabled() and x.device.type == "cpu" and torch.is_grad_enabled()):
+            return self.conv(x)
+        weight = self.conv.weight.to(x.dtype)  # as autocast has it
+        return kernels.cpu_depthwise_conv(x.permute(0, 2, 3, 1), weight, self.conv.stride[0]).permute(0, 3, 1, 2)

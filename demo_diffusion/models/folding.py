@@ -4,6 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from demo_diffusion.kernels import linear
+
+from .linear import Linear
+
 
 class Foldable(nn.Module):
     """A layer that may compute with a folded weight and bias instead of its own.
@@ -37,17 +41,12 @@ class Foldable(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-class FoldableLinear(Foldable, nn.Linear):
+class FoldableLinear(Foldable, Linear):
     """A linear layer that takes in a BatchNorm before it or a scale of its outputs: (…, in) -> (…, out)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__(in_features, out_features, bias)
         self.unfuse()
-
-    @torch.no_grad()
-    def fuse(self) -> None:
-        """Computes with the layer's own weights, by the product that is the faster in inference."""
-        self._set_fused(self.weight, self.bias)
 
     @torch.no_grad()
     def fuse_norm_before(self, norm: nn.BatchNorm2d) -> None:
@@ -63,28 +62,4 @@ class FoldableLinear(Foldable, nn.Linear):
         self._set_fused(self.weight * scale[:, None], None if self.bias is None else self.bias * scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused_weight is None:
-            return F.linear(x, self.weight, self.bias)
-        return inference_linear(x, self.fused_weight, self.fused_bias)
-
-
-def is_eager_cpu_inference(x: torch.Tensor) -> bool:
-    """Whether operators of oneDNN may be called on `x` by name: they know no gradients, autocast, tracing or export."""
-    if torch.compiler.is_compiling():  # first: Dynamo cannot look into the other questions
-        return False
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing())
-    )
-
-
-def inference_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear, on a CPU by oneDNN as compiled models have it, where eager PyTorch has MKL: (…, in) -> (…, out).
-
-    On AMD's processors MKL makes no use of AVX-512, and oneDNN takes about half the time.
-    """
-    if is_eager_cpu_inference(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+        return linear(x, self.fused_weight, self.fused_bias) if self.is_fused else super().forward(x)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from demo_diffusion import kernels
+
 from .depthwise_conv import DepthwiseConvNorm
-from .folding import FoldableLinear, is_eager_cpu_inference
-from .overwriting import ACTIVATIONS, add
+from .folding import FoldableLinear
+from .overwriting import ACTIVATIONS, add, gelu, silu
 from .positions import rotate
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
 from .window_position import WINDOW_POSITIONS
@@ -26,6 +28,11 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens * self.expand(F.silu(self.reduce(tokens.mean((1, 2), keepdim=True)))).sigmoid()
+
+
+# Elements of v that inference computes at once on a CPU. They stay in its cache, and the allocator keeps their memory,
+# where it gets more than 32 MB from the system anew each time.
+ELEMENTS_AT_ONCE = 2**20
 
 
 class MobileMixer(nn.Module):
@@ -103,11 +110,22 @@ class MobileMixer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """`rotary`: `rotary_table` of the grid padded to whole windows, which turns queries and keys; None: nothing."""
+        if self.training or not kernels.is_eager_cpu_inference(tokens):
+            return self._forward(tokens, rotary)
+        parts = [self._forward(part, rotary) for part in tokens.split(self._images_at_once(tokens))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _images_at_once(self, tokens: torch.Tensor) -> int:
+        return max(1, ELEMENTS_AT_ONCE // (tokens.shape[1] * tokens.shape[2] * self.proj.in_features))
+
+    def _forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         if self.attention_mode != "none":
             z = self.attend(tokens, rotary)
         else:
             z = tokens if self.v is None else self.activation(self.v(tokens))
-        local = ACTIVATIONS["silu"](self.conv_local(z))
+        if self.skip and self.squeeze_excitation is None:
+            return self.proj(self.conv_local.add_silu(z))
+        local = silu(self.conv_local(z))
         if self.squeeze_excitation is not None:
             local = self.squeeze_excitation(local)
         return self.proj(add(local, z) if self.skip else local)
@@ -116,14 +134,35 @@ class MobileMixer(nn.Module):
         """(B, H, W, in_channels) -> (B, H, W, expansion_ratio · in_channels)."""
         height, width = tokens.shape[1:3]
         tokens = pad_to_windows(tokens, self.window_size)
+        grid = tokens.shape[1:3]
+        is_ordered = self._attends_in_window_order(tokens, rotary)
+        if is_ordered:
+            tokens = kernels.to_window_order(tokens, self.window_size)
         query, key = self.qk(tokens).chunk(2, dim=-1)
         query = self._norm_and_rotate(query, self.query_norm, rotary)
         key = self._norm_and_rotate(key, self.key_norm, rotary)
-        value = tokens if self.attend_before_value else self.activation(self.v(tokens))
-        z = spanning_attention(
-            query, key, value, self.num_heads, self.window_size, self.attention_mode, self.window_position
-        )[:, :height, :width]
+        value = tokens if self.attend_before_value else self.v(tokens)
+        z = self._attention(query, key, value, grid if is_ordered else None)[:, :height, :width]
         return self.activation(self.v(z)) if self.attend_before_value else z
+
+    def _attends_in_window_order(self, tokens: torch.Tensor, rotary: torch.Tensor | None) -> bool:
+        has_positions = rotary is not None or self.window_position is not None
+        return not has_positions and kernels.cpu_attention_supports(tokens, self.window_size)
+
+    def _attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ordered_grid: tuple[int, int] | None
+    ) -> torch.Tensor:
+        """Attention over the activated value; `ordered_grid`: H and W of tokens in window order, None: of a raster."""
+        settings = self.num_heads, self.window_size
+        activation = None if self.attend_before_value else self.activation
+        fits_triton = self.window_position is None and activation in (None, gelu)
+        if ordered_grid is None and fits_triton and kernels.triton_attention_supports(query, key, value, *settings):
+            name = None if activation is None else "gelu"
+            return kernels.triton_spanning_attention(query, key, value, *settings, self.attention_mode, name)
+        value = value if activation is None else activation(value)
+        if ordered_grid is not None:
+            return kernels.cpu_spanning_attention(query, key, value, *settings, ordered_grid, self.attention_mode)
+        return spanning_attention(query, key, value, *settings, self.attention_mode, self.window_position)
 
     def _norm_and_rotate(self, x: torch.Tensor, norm: nn.Module | None, rotary: torch.Tensor | None) -> torch.Tensor:
         if norm is None and rotary is None:
@@ -135,10 +174,6 @@ class MobileMixer(nn.Module):
 
 
 NORMS = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm}
-
-# Elements of v that a folded block computes at once on a CPU. They stay in its cache, and the allocator keeps their
-# memory, where it gets more than 32 MB from the system anew each time.
-ELEMENTS_AT_ONCE = 2**20
 
 
 class MobileBlock(nn.Module):
@@ -186,16 +221,6 @@ class MobileBlock(nn.Module):
             self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not (self.mixer.conv_local.is_fused and is_eager_cpu_inference(tokens)):
-            return self._forward(tokens)
-        parts = tokens.split(self._images_at_once(tokens))
-        return self._forward(tokens) if len(parts) == 1 else torch.cat([self._forward(part) for part in parts])
-
-    def _images_at_once(self, tokens: torch.Tensor) -> int:
-        positions = tokens.shape[1] * tokens.shape[2]
-        return max(1, ELEMENTS_AT_ONCE // (positions * self.mixer.v.out_features))
-
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
         update = self.mixer(tokens if self._norm_is_folded else self._normalize(tokens))
         if self.gamma is not None and not self.mixer.proj.is_fused:
             update = self.gamma * update
@@ -219,13 +244,7 @@ class MobileBlock(nn.Module):
         mixer.conv_local.fuse()
         if self._norm_can_be_folded:
             mixer.v.fuse_norm_before(self.norm)
-        else:
-            mixer.v.fuse()
-        if mixer.attention_mode != "none":
-            mixer.qk.fuse()
-        if self.gamma is None:
-            mixer.proj.fuse()
-        else:
+        if self.gamma is not None:
             mixer.proj.fuse_scale_after(self.gamma)
 
     @property

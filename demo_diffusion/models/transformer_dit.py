@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .class_conditional import ClassConditionalTransformer, modulate
+from .linear import Linear
 from .positions import rotate
 
 DIT_PRESETS = {
@@ -26,10 +27,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, norm_eps: float, qk_norm: bool):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.query_norm = nn.RMSNorm(width // num_heads, norm_eps) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(width // num_heads, norm_eps) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         batch, length, width = tokens.shape
@@ -56,9 +57,9 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
         self.attention = SelfAttention(width, num_heads, norm_eps, qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.activation = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(

@@ -1,0 +1,222 @@
+"""Whole networks with the kernels that are chosen for them, beside the same networks by their definition."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from demo_diffusion import kernels
+from demo_diffusion.models import mobile_block
+from demo_diffusion.profiling import count_macs
+
+from .conftest import inputs_for, tiny_dit, tiny_transformer
+from .test_emov2 import tiny_emov2
+
+ATTENTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention_mode": "neighborhood"},
+        {"attention_mode": "remote", "kernel_size": 3},
+        {"attention_mode": "none"},
+        {"qk_norm": True},
+        {"rotary_positions": True},
+        {"window_position": "bias"},
+        {"sample_size": (8, 16), "window_size": 4},
+        {"sample_size": 12, "window_size": 4},  # padded
+        {"sample_size": 12, "window_size": 2},  # three windows of two tokens have no window order
+    ],
+    ids=str,
+)
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of this package's operators, and oneDNN's, that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("demo_diffusion", "mkldnn"):
+            self.names.add(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def triton_on_cpu(monkeypatch):
+    """Networks on the CPU choose the kernels of GPUs, which Triton interprets."""
+    triton_attention = pytest.importorskip(
+        "demo_diffusion.kernels.triton_attention", reason="Triton is not installed", exc_type=ImportError
+    )
+    if triton_attention.DEVICE != "cpu":
+        pytest.skip("Triton's interpreter is for machines without a GPU")
+    monkeypatch.setattr(kernels.triton_kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(kernels, "cpu_attention_supports", lambda *_: False)
+
+
+def training_step(model, *inputs, precision=None) -> dict[str, torch.Tensor]:
+    """Output, running statistics, and gradients of the input and the weights."""
+    hidden_states = inputs[0].clone().requires_grad_()
+    model.train().zero_grad()
+    with torch.autocast("cpu", precision, enabled=precision is not None):
+        output = model(hidden_states, *inputs[1:]).sample
+    output.float().square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    statistics = {name: x.clone() for name, x in model.named_buffers() if "running" in name}
+    return {"output": output.detach(), "input": hidden_states.grad} | gradients | statistics
+
+
+def recording(graphs: list[list[str]]):
+    """A compiler that changes nothing and adds the operators of each graph to `graphs`."""
+
+    def compile_graph(module, example_inputs):
+        graphs.append([str(node.target).removesuffix(".default") for node in module.graph.nodes])
+        return module.forward
+
+    return compile_graph
+
+
+def by_definition(function, *args, **options):
+    with kernels.disabled(), Operators() as operators:
+        result = function(*args, **options)
+    assert not operators.names
+    return result
+
+
+def assert_near(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Errors are held against the largest entry of all gradients, or of the tensor itself if that is larger."""
+    largest = max(x.abs().max() for name, x in wanted.items() if name.endswith("weight"))
+    for name, expected in wanted.items():
+        error = (got[name].double() - expected.double()).abs().max()
+        assert error <= tolerance * max(expected.abs().max(), largest), (name, error)
+
+
+@ATTENTIONS
+@torch.no_grad()
+def test_inference_equals_the_definition(options, monkeypatch):
+    model = tiny_transformer(**options)
+    inputs = inputs_for(model, batch=3)
+    expected = by_definition(model, *inputs).sample
+    torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)  # sample by sample
+    torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+    model.fuse()
+    torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+@ATTENTIONS
+def test_training_equals_the_definition(options):
+    states = [tiny_transformer(**options) for _ in range(2)]
+    states[1].load_state_dict(states[0].state_dict())
+    inputs = inputs_for(states[0], batch=3)
+    assert_near(training_step(states[0], *inputs), by_definition(training_step, states[1], *inputs), 1e-5)
+
+
+def test_training_in_bf16_is_as_near_to_fp32_as_the_definition_is():
+    model = tiny_transformer(num_attention_heads=3, attention_head_dim=16)
+    inputs = inputs_for(model, batch=3)
+    exact = by_definition(training_step, model, *inputs)
+    results = [
+        training_step(model, *inputs, precision=torch.bfloat16),
+        by_definition(training_step, model, *inputs, precision=torch.bfloat16),
+    ]
+    for result in results:
+        errors = [
+            (result[name].float() - x).norm() / x.norm().clamp_min(1e-6)
+            for name, x in exact.items()
+            if "running" not in name
+        ]
+        assert torch.stack(errors).median() < 2e-2
+
+
+def test_kernels_are_chosen():
+    model = tiny_transformer()
+    inputs = inputs_for(model)
+    with torch.no_grad(), Operators() as operators:
+        model(*inputs)
+    assert operators.names == {"cpu_attention", "_linear_pointwise"}
+    with Operators() as operators:
+        training_step(model, *inputs)
+    assert operators.names == {
+        "cpu_attention_for_training",
+        "cpu_attention_backward",
+        "cpu_depthwise_conv",
+        "cpu_depthwise_conv_backward",
+    }
+    with torch.no_grad(), Operators() as operators:
+        tiny_dit()(*inputs)
+    assert operators.names == {"_linear_pointwise"}
+
+
+def test_environment_switches_kernels_off():
+    program = "from demo_diffusion import kernels; print(kernels.is_enabled())"
+    for value, expected in (("0", "False"), ("1", "True")):
+        environment = {**os.environ, "DEMO_KERNELS": value}
+        result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert result.stdout.strip() == expected, result.stderr
+
+
+@torch.no_grad()
+def test_compiled_network_follows_the_switch():
+    model = tiny_transformer()
+    inputs = inputs_for(model)
+    expected = by_definition(model, *inputs).sample
+    graphs = []
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=recording(graphs))
+    for _ in range(2):
+        torch.testing.assert_close(compiled(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+        with kernels.disabled():
+            torch.testing.assert_close(compiled(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+    assert [operators.count("demo_diffusion.cpu_attention") for operators in graphs] == [model.config.num_layers, 0]
+
+
+def test_compiled_training_equals_eager():
+    models = [tiny_transformer() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    inputs = inputs_for(models[0], batch=3)
+    models[0].compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
+    assert_near(training_step(models[0], *inputs), training_step(models[1], *inputs), 1e-5)
+
+
+def test_exported_program_holds_no_operator_of_this_package():
+    model = tiny_emov2(window_size=4).eval()
+    program = torch.export.export(model, (torch.randn(2, 3, 256, 256),))
+    assert "demo_diffusion" not in str(program.graph)
+
+
+@torch.no_grad()
+def test_arithmetic_is_counted_by_the_definition():
+    model = tiny_transformer()
+    inputs = inputs_for(model)
+    assert count_macs(model, *inputs) == by_definition(count_macs, model, *inputs)
+
+
+@pytest.mark.parametrize("mode", ["spanning", "neighborhood"])
+def test_triton_in_a_whole_network(mode, triton_on_cpu):
+    models = [tiny_transformer(num_layers=1, num_attention_heads=1, attention_mode=mode) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    inputs = inputs_for(models[0])
+    with Operators() as operators:
+        got = training_step(models[0], *inputs)
+    assert {"spanning_attention", "spanning_attention_gradient", "depthwise_norm_silu_gradient"} <= operators.names
+    assert_near(got, by_definition(training_step, models[1], *inputs), 1e-5)
+    with torch.no_grad():
+        expected = by_definition(models[0].eval(), *inputs).sample
+        torch.testing.assert_close(models[0](*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+        models[0].fuse()
+        torch.testing.assert_close(models[0](*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_triton_in_a_compiled_and_autocast_network(triton_on_cpu):
+    model = tiny_transformer(num_layers=1, num_attention_heads=1)
+    inputs = inputs_for(model)
+    exact = by_definition(training_step, model, *inputs)["output"]
+    graphs = []
+    model.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=recording(graphs))
+    output = training_step(model, *inputs, precision=torch.bfloat16)["output"]
+    assert len(graphs) == 1 and "demo_diffusion.spanning_attention" in graphs[0]
+    assert (output - exact).norm() < 2e-2 * exact.norm()
