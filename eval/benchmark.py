@@ -11,7 +11,6 @@ beside the time that the arithmetic alone would take on this machine. docs/speed
 """
 
 import argparse
-import ctypes
 import gc
 import itertools
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from demo_diffusion import kernels
 from demo_diffusion.eval.benchmark_report import Report, operator_table, speed_table, title
 from demo_diffusion.eval.operator_profile import profile_operators
 from demo_diffusion.eval.roofline import Rates, measure_rates
@@ -39,7 +39,6 @@ MODES = ("inference", "training")
 COMPILED = {"none": (False,), "compiled": (True,), "both": (False, True)}
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 STEPS = {"cpu": 5, "cuda": 50}
-MALLOC_OPTIONS = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26), "M_MMAP_MAX": (-4, 0)}  # malloc.h
 
 
 def measure(case: Case, names: list[str], rounds: int, rates: Rates) -> list[dict]:
@@ -167,18 +166,10 @@ def _problem(options: argparse.Namespace) -> str | None:
     return None
 
 
-def keep_freed_memory() -> None:
-    """Has glibc give no memory back to the system, for each new page costs a fault."""
-    library = ctypes.CDLL(None)
-    for name, (number, value) in MALLOC_OPTIONS.items():
-        if not library.mallopt(number, value):
-            raise RuntimeError(f"glibc refuses mallopt({name}, {value}).")
-
-
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.tune_malloc:
-        keep_freed_memory()
+        kernels.keep_freed_memory()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     rates = {name: measure_rates(device, DTYPES[name], Clock(device)) for name in dict.fromkeys(options.precision)}

@@ -1,6 +1,7 @@
 """Whole networks with the kernels that are chosen for them, beside the same networks by their definition."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -220,3 +221,32 @@ def test_triton_in_a_compiled_and_autocast_network(triton_on_cpu):
     output = training_step(model, *inputs, precision=torch.bfloat16)["output"]
     assert len(graphs) == 1 and "demo_diffusion.spanning_attention" in graphs[0]
     assert (output - exact).norm() < 2e-2 * exact.norm()
+
+
+PAGE_FAULTS = """
+import resource, torch
+from demo_diffusion import kernels
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+kernels.keep_freed_memory()
+faults()
+print(before > 100 * max(faults(), 1), kernels.is_memory_kept())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_kept_memory_faults_no_pages():
+    result = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "True"], result
+
+
+def test_another_c_library_is_named(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    with pytest.raises(RuntimeError, match="sets options of glibc"):
+        kernels.keep_freed_memory()

@@ -8,6 +8,7 @@ from .cpu_attention import cpu_spanning_attention
 from .cpu_attention import supports as cpu_attention_supports
 from .cpu_depthwise import cpu_depthwise_conv
 from .cpu_linear import is_eager_cpu_inference, linear
+from .malloc import is_memory_kept, keep_freed_memory
 from .switch import disabled, is_enabled, set_enabled
 from .triton_kernels import (
     triton_attention_supports,
@@ -25,6 +26,8 @@ __all__ = [
     "disabled",
     "is_eager_cpu_inference",
     "is_enabled",
+    "is_memory_kept",
+    "keep_freed_memory",
     "linear",
     "set_enabled",
     "to_window_order",

@@ -109,7 +109,7 @@ def _attend(
     output = value.new_empty(len(value), *grid, value.shape[-1])
     scores = query.new_empty(_probabilities_shape(query, num_heads, window_size, mode))
     for q, k, v, p, raster in zip(query, key, value, probabilities, output, strict=True):
-        _multiply_windows(q.contiguous(), k.contiguous(), KINDS[mode], scores, (q.shape[-1] // num_heads) ** -0.5)
+        _multiply_windows(q, k, KINDS[mode], scores, (q.shape[-1] // num_heads) ** -0.5)
         torch.softmax(scores, dim=-1, out=p)
         _sum_over_windows(p, v, KINDS[mode], view_in_window_order(raster, window_size))
     return output
@@ -121,7 +121,7 @@ def _multiply_windows(
     """out = scale · left · rightᵀ of each window and head.
 
     Args:
-        left, right: (T, heads · d) of one sample in window order, contiguous
+        left, right: (T, heads · d) of one sample in window order
         out: (kinds, windows · heads, window_size², window_size²)
     """
     count = len(left) // out.shape[-1]
@@ -137,7 +137,7 @@ def _sum_over_windows(weights: torch.Tensor, tokens: torch.Tensor, kinds: Sequen
 
     Args:
         weights: (kinds, windows · heads, window_size², window_size²)
-        tokens: (T, heads · d) of one sample in window order, contiguous
+        tokens: (T, heads · d) of one sample in window order
         out: (r, c, s/r, s/c, r, c, heads · d), as `view_in_window_order` gives it
     """
     count = len(tokens) // weights.shape[-1]
@@ -176,7 +176,7 @@ def _attention_backward(
         torch._softmax_backward_data(grad_probabilities, p, -1, p.dtype, grad_input=grad_scores)
         grad_scores *= (q.shape[-1] // num_heads) ** -0.5
         for weights, x, out in ((p.mT, ordered, grad_v), (grad_scores, k, grad_q), (grad_scores.mT, q, grad_k)):
-            _sum_over_windows(weights, x.contiguous(), KINDS[mode], out.view(*raster.shape[:-1], -1))
+            _sum_over_windows(weights, x, KINDS[mode], out.view(*raster.shape[:-1], -1))
     return gradients
 
 

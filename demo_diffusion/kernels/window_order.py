@@ -27,19 +27,22 @@ def view_in_window_order(grid: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def window_batches(tokens: torch.Tensor, count: int, num_heads: int, kind: str) -> tuple[torch.Tensor, ...]:
-    """Views of the windows of one contiguous ordered sample, as few as strides allow, each for one batched product.
+    """Views of the windows of one ordered sample, as few as strides allow, each for one batched product.
 
     Args:
-        tokens: (T, heads · d)
+        tokens: (T, heads · d); the columns of a wider matrix will do.
         count: of windows of a kind.
 
     Returns:
-        (heads, T / count, d) of each "remote" window, or one (count · heads, T / count, d) of all "neighborhood" ones.
+        (heads, T / count, d) of each window in turn, or one (count · heads, T / count, d) of all "neighborhood" windows
+        of contiguous tokens.
     """
     dim = tokens.shape[1] // num_heads
     if kind == "remote":
         return tokens.view(count, -1, num_heads, dim).transpose(1, 2).unbind(0)
-    return (tokens.view(-1, count * num_heads, dim).transpose(0, 1),)
+    if tokens.is_contiguous():
+        return (tokens.view(-1, count * num_heads, dim).transpose(0, 1),)
+    return tokens.view(-1, count, num_heads, dim).permute(1, 2, 0, 3).unbind(0)
 
 
 def products_in_window_order(products: torch.Tensor, shape: torch.Size, kind: str) -> torch.Tensor:

@@ -30,8 +30,8 @@ class SqueezeExcitation(nn.Module):
         return tokens * self.expand(F.silu(self.reduce(tokens.mean((1, 2), keepdim=True)))).sigmoid()
 
 
-# Elements of v that inference computes at once on a CPU. They stay in its cache, and the allocator keeps their memory,
-# where it gets more than 32 MB from the system anew each time.
+# Elements of v that inference computes at once on a CPU unless `keep_freed_memory` was called: the C library keeps the
+# memory of so many, where it gets that of more from the system anew each time.
 ELEMENTS_AT_ONCE = 2**20
 
 
@@ -110,7 +110,7 @@ class MobileMixer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """`rotary`: `rotary_table` of the grid padded to whole windows, which turns queries and keys; None: nothing."""
-        if self.training or not kernels.is_eager_cpu_inference(tokens):
+        if self.training or kernels.is_memory_kept() or not kernels.is_eager_cpu_inference(tokens):
             return self._forward(tokens, rotary)
         parts = [self._forward(part, rotary) for part in tokens.split(self._images_at_once(tokens))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
