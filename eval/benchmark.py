@@ -13,6 +13,7 @@ beside the time that the arithmetic alone would take on this machine. docs/speed
 import argparse
 import gc
 import itertools
+import os
 import platform
 import statistics
 from collections.abc import Iterator
@@ -121,20 +122,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     add = command.add_argument
-    add("--sizes", nargs="+", choices=SIZES, default=["S"])
+    add("--sizes", nargs="+", choices=SIZES, default=["S"], help="default: S")
     candidates = [REFERENCE, "demo"] if name == "profile" else list(CANDIDATES)
     add("--candidates", nargs="+", choices=CANDIDATES, default=candidates, help=f"{REFERENCE} is always among them")
-    add("--precision", nargs="+", choices=DTYPES, default=["fp32"], help="bf16: weights; in training autocast")
-    add("--compile", choices=COMPILED, default="none", help="each block by torch.compile")
+    add(
+        "--precision",
+        nargs="+",
+        choices=DTYPES,
+        default=["fp32"],
+        help="bf16: weights; in training autocast (default: fp32)",
+    )
+    add("--compile", choices=COMPILED, default="none", help="each block by torch.compile (default: none)")
     add("--batch_size", type=int, help=f"default: {BATCH_SIZE['cpu']} on a CPU, {BATCH_SIZE['cuda']} on a GPU")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--threads", type=int, default=1, help="of the CPU")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
+    add("--threads", type=int, default=1, help="of the CPU (default: 1)")
     add("--tune_malloc", action="store_true", help="have glibc keep freed memory instead of giving it back")
     add("--out", type=Path, help="JSON file for the results")
     if name in ("sampling", "training"):
         command.set_defaults(modes=["inference" if name == "sampling" else "training"])
     else:
-        add("--modes", nargs="+", choices=MODES, default=list(MODES))
+        add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     if name in ("block", "profile"):
         command.set_defaults(depth=None)
     else:
@@ -144,9 +151,9 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     else:
         command.set_defaults(steps=1)
     if name == "profile":
-        add("--top", type=int, default=15, help="operators to print")
+        add("--top", type=int, default=15, help="operators to print (default: 15)")
     else:
-        add("--rounds", type=int, default=20)
+        add("--rounds", type=int, default=20, help="calls of each network that count (default: 20)")
 
 
 def _problem(options: argparse.Namespace) -> str | None:
@@ -157,6 +164,8 @@ def _problem(options: argparse.Namespace) -> str | None:
         return f"{', '.join(too_small)} must be at least 1."
     if options.out is not None and not options.out.absolute().parent.is_dir():
         return f"--out is {options.out}, whose folder does not exist."
+    if options.out is not None and (options.out.is_dir() or not os.access(options.out.absolute().parent, os.W_OK)):
+        return f"--out is {options.out}, which cannot be written; name a file in a folder of yours."
     if options.device == "cuda" and not torch.cuda.is_available():
         return "--device is cuda, but PyTorch finds no GPU."
     if options.device == "cuda" and "bf16" in options.precision and not torch.cuda.is_bf16_supported():

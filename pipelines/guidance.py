@@ -89,4 +89,4 @@ class GuidedNetwork:
 
 def _is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it was compiled: in place, or as `torch.compile(model)`."""
-    return is_compiled_module(model) or any(module._compiled_call_impl is not None for module in model.modules())
+    return any(is_compiled_module(part) or part._compiled_call_impl is not None for part in model.modules())

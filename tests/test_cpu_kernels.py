@@ -64,11 +64,13 @@ def test_attention_equals_its_definition(grid, window, mode):
 
 @MODES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_attention_in_lower_precision(dtype, tolerance, mode):
-    exact = attention_inputs((16, 16), heads=3, dim=64, dtype=dtype)
+@pytest.mark.parametrize(("spread", "offset"), [(1, 0), (3, 1)])  # of logits; of values and what comes back
+def test_attention_in_lower_precision(dtype, tolerance, mode, spread, offset):
+    qk, value = (x.detach() for x in attention_inputs((16, 16), heads=3, dim=64, dtype=dtype))
+    exact = [(spread * qk).requires_grad_(), (offset + value).requires_grad_()]
     rounded = [x.detach().double().requires_grad_() for x in exact]
     outputs = [fused(*exact, 3, 8, mode), by_definition(*rounded, 3, 8, mode)]
-    weight = torch.randn_like(outputs[0]).double()
+    weight = (torch.randn_like(outputs[0]) + offset).double()
     results = [
         (output, *torch.autograd.grad((output.double() * weight).sum(), inputs))
         for output, inputs in zip(outputs, (exact, rounded), strict=True)

@@ -5,12 +5,14 @@ import platform
 import subprocess
 import sys
 
+import accelerate
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from demo_diffusion import kernels
+from demo_diffusion import DEMOTransformer2DModel, kernels
 from demo_diffusion.models import mobile_block
+from demo_diffusion.models.linear import Linear
 from demo_diffusion.profiling import count_macs
 
 from .conftest import inputs_for, tiny_dit, tiny_transformer
@@ -96,6 +98,13 @@ def assert_near(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], t
         assert error <= tolerance * max(expected.abs().max(), largest), (name, error)
 
 
+def twins(**options) -> list[DEMOTransformer2DModel]:
+    """Two networks with the same weights."""
+    models = [tiny_transformer(**options) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    return models
+
+
 @ATTENTIONS
 @torch.no_grad()
 def test_inference_equals_the_definition(options, monkeypatch):
@@ -111,27 +120,26 @@ def test_inference_equals_the_definition(options, monkeypatch):
 
 @ATTENTIONS
 def test_training_equals_the_definition(options):
-    states = [tiny_transformer(**options) for _ in range(2)]
-    states[1].load_state_dict(states[0].state_dict())
-    inputs = inputs_for(states[0], batch=3)
-    assert_near(training_step(states[0], *inputs), by_definition(training_step, states[1], *inputs), 1e-5)
+    models = twins(**options)
+    inputs = inputs_for(models[0], batch=3)
+    assert_near(training_step(models[0], *inputs), by_definition(training_step, models[1], *inputs), 1e-5)
+    models[1].load_state_dict(models[0].state_dict())  # running statistics are rounded differently
+    hidden_states, *others = inputs
+    exact = hidden_states.double(), *others
+    results = training_step(models[0].double(), *exact), by_definition(training_step, models[1].double(), *exact)
+    for (name, got), wanted in zip(results[0].items(), results[1].values(), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-12, rtol=1e-6, msg=name)  # however small a gradient is
 
 
 def test_training_in_bf16_is_as_near_to_fp32_as_the_definition_is():
     model = tiny_transformer(num_attention_heads=3, attention_head_dim=16)
     inputs = inputs_for(model, batch=3)
     exact = by_definition(training_step, model, *inputs)
-    results = [
-        training_step(model, *inputs, precision=torch.bfloat16),
-        by_definition(training_step, model, *inputs, precision=torch.bfloat16),
-    ]
-    for result in results:
-        errors = [
-            (result[name].float() - x).norm() / x.norm().clamp_min(1e-6)
-            for name, x in exact.items()
-            if "running" not in name
-        ]
-        assert torch.stack(errors).median() < 2e-2
+    fused = training_step(model, *inputs, precision=torch.bfloat16)
+    defined = by_definition(training_step, model, *inputs, precision=torch.bfloat16)
+    for name in exact:
+        errors = [(x[name].float() - exact[name]).norm() / exact[name].norm() for x in (fused, defined)]
+        assert errors[0] <= 1.5 * errors[1] + 1e-2, (name, errors)
 
 
 def test_kernels_are_chosen():
@@ -176,8 +184,7 @@ def test_compiled_network_follows_the_switch():
 
 
 def test_compiled_training_equals_eager():
-    models = [tiny_transformer() for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
+    models = twins()
     inputs = inputs_for(models[0], batch=3)
     models[0].compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
     assert_near(training_step(models[0], *inputs), training_step(models[1], *inputs), 1e-5)
@@ -198,8 +205,7 @@ def test_arithmetic_is_counted_by_the_definition():
 
 @pytest.mark.parametrize("mode", ["spanning", "neighborhood"])
 def test_triton_in_a_whole_network(mode, triton_on_cpu):
-    models = [tiny_transformer(num_layers=1, num_attention_heads=1, attention_mode=mode) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
+    models = twins(num_layers=1, num_attention_heads=1, attention_mode=mode)
     inputs = inputs_for(models[0])
     with Operators() as operators:
         got = training_step(models[0], *inputs)
@@ -212,20 +218,124 @@ def test_triton_in_a_whole_network(mode, triton_on_cpu):
         torch.testing.assert_close(models[0](*inputs).sample, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_triton_in_a_compiled_and_autocast_network(triton_on_cpu):
-    model = tiny_transformer(num_layers=1, num_attention_heads=1)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=str)
+def test_triton_in_a_compiled_and_autocast_network(options, triton_on_cpu):
+    model = tiny_transformer(num_layers=1, num_attention_heads=1, **options)
     inputs = inputs_for(model)
-    exact = by_definition(training_step, model, *inputs)["output"]
+    exact = by_definition(training_step, model, *inputs)
+    defined = by_definition(training_step, model, *inputs, precision=torch.bfloat16)
     graphs = []
     model.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=recording(graphs))
-    output = training_step(model, *inputs, precision=torch.bfloat16)["output"]
+    fused = training_step(model, *inputs, precision=torch.bfloat16)
     assert len(graphs) == 1 and "demo_diffusion.spanning_attention" in graphs[0]
-    assert (output - exact).norm() < 2e-2 * exact.norm()
+    for name in exact:  # the interpreter rounds to bfloat16 worse than a GPU
+        errors = [(x[name].float() - exact[name]).norm() / exact[name].norm() for x in (fused, defined)]
+        assert errors[0] <= 2 * errors[1] + 2e-2, (name, errors)
+
+
+class Adapter(torch.nn.Module):
+    """Stands in a layer's place, as adapters do."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.base_layer(x)
+
+
+@pytest.mark.parametrize("name", ["qk", "v", "proj", "conv_local.conv"])
+def test_an_adapter_in_a_layers_place_acts(name):
+    models = twins(num_layers=1)
+    for model in models:
+        mixer = model.transformer_blocks[0].mixer
+        mixer.set_submodule(name, Adapter(mixer.get_submodule(name)))
+    inputs = inputs_for(models[0])
+    assert_near(training_step(models[0], *inputs), by_definition(training_step, models[1], *inputs), 1e-5)
+    with torch.no_grad():
+        expected = by_definition(models[1].eval(), *inputs).sample
+        torch.testing.assert_close(models[0].eval()(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv_local.conv", "conv_local.norm"])
+def test_hooks_are_called(name):
+    model, calls = tiny_transformer(num_layers=1), []
+    model.transformer_blocks[0].mixer.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
+    training_step(model, *inputs_for(model))
+    assert calls == [name]
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "triton"])
+def test_offloaded_weights_are_brought_back(kernel, request):
+    if kernel == "triton":
+        request.getfixturevalue("triton_on_cpu")
+    models = twins(num_layers=1, num_attention_heads=1)
+    inputs = inputs_for(models[0])
+    expected = by_definition(models[1], *inputs).sample
+    accelerate.cpu_offload(models[0], execution_device=torch.device("cpu"))
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(models[0](*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_transforms_and_forward_derivatives_are_the_definitions(frozen):
+    model = tiny_transformer().double().requires_grad_(not frozen)
+    hidden_states, *others = inputs_for(model)
+    hidden_states, direction = hidden_states.double(), torch.randn(hidden_states.shape).double()
+
+    def output(x):
+        return model(x, *others).sample[:, :4]
+
+    difference = (output(hidden_states + 1e-6 * direction) - output(hidden_states - 1e-6 * direction)) / 2e-6
+    _, derivative = torch.func.jvp(output, (hidden_states,), (direction,))
+    torch.testing.assert_close(derivative, difference, atol=1e-6, rtol=1e-6)
+    with torch.autograd.forward_ad.dual_level():
+        dual = output(torch.autograd.forward_ad.make_dual(hidden_states, direction))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
+    gradient = torch.func.grad(lambda x: (output(x) * direction).sum())(hidden_states)
+    x = hidden_states.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad((output(x) * direction).sum(), x)[0])
+
+
+def test_second_derivatives_are_refused_but_by_definition():
+    model = tiny_transformer(num_layers=1)
+    hidden_states, *others = inputs_for(model)
+    hidden_states.requires_grad_()
+
+    def penalty():
+        gradient = torch.autograd.grad(model(hidden_states, *others).sample.sum(), hidden_states, create_graph=True)[0]
+        return gradient.square().sum()
+
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        penalty().backward()
+    by_definition(lambda: penalty().backward())
+    assert hidden_states.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_batch_norm_alone_in_training_sees_the_whole_batch(monkeypatch):
+    model = tiny_transformer()
+    for module in model.modules():
+        module.training = isinstance(module, torch.nn.BatchNorm2d)
+    inputs = inputs_for(model, batch=3)
+    expected = by_definition(model, *inputs).sample
+    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)
+    torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_layers_that_do_not_fit_are_pytorchs_to_refuse():
+    layer = Linear(4, 3)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        layer(torch.randn(2, 5))
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer.bfloat16()(torch.randn(2, 4))
 
 
 PAGE_FAULTS = """
 import resource, torch
-from demo_diffusion import kernels
+from demo_diffusion import DEMOTransformer2DModel, kernels
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

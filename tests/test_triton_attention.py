@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from triton.runtime import interpreter  # noqa: E402
 from demo_diffusion.kernels import triton_attention as kernels  # noqa: E402
 
 DEVICE = kernels.DEVICE
-SHARED_MEMORY_OF_AN_H100 = 227 * 1024  # bytes that one program may have
 MODES = ["spanning", "neighborhood", "remote"]
 pytestmark = [
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
@@ -206,6 +206,13 @@ def test_other_grids_are_not_supported(shape, dtype, num_heads, window_size):
     assert not kernels.supports(tokens, tokens, tokens, num_heads, window_size)
 
 
+@pytest.mark.parametrize(("shared_memory", "fits"), [(232_448, True), (166_912, True), (101_376, False)])
+def test_gpus_with_less_shared_memory_are_not_supported(shared_memory, fits, monkeypatch):
+    properties = types.SimpleNamespace(shared_memory_per_block_optin=shared_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert kernels._fits_on(0) == fits
+
+
 def test_mixed_inputs_are_not_supported():
     tokens = torch.zeros(1, 8, 8, 16, device=DEVICE)
     for other in (tokens.bfloat16(), tokens.to("meta"), torch.zeros(1, 16, 8, 8, device=DEVICE).permute(0, 2, 3, 1)):
@@ -220,8 +227,8 @@ def test_unknown_settings_are_refused(setting):
         kernels.triton_spanning_attention(tokens, tokens, tokens, 1, 8, **setting)
 
 
-def test_kernels_compile_for_an_h100(tmp_path):
-    """The launches of `triton_spanning_attention` and its backward, compiled for sm_90 instead of run."""
+def test_kernels_compile_for_a100_and_h100(tmp_path):
+    """The launches of `triton_spanning_attention` and its backward, compiled for sm_80 and sm_90 instead of run."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
@@ -229,14 +236,14 @@ def test_kernels_compile_for_an_h100(tmp_path):
     reports = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(reports) == 4 * len(COMPILED_CASES)
     for report in reports:
-        assert report["shared"] <= SHARED_MEMORY_OF_AN_H100, report
+        assert report["shared"] <= kernels.SHARED_MEMORY, report
         assert report["stack"] <= (256 if report["dtype"] == "torch.float32" else 0), report  # bytes of spills
 
 
 COMPILED_CASES = [
-    (torch.bfloat16, 72, 288, "spanning", "gelu"),
-    (torch.float16, 64, 256, "remote", None),
-    (torch.float32, 72, 288, "spanning", "gelu"),
+    (90, torch.bfloat16, 72, 288, "spanning", "gelu"),
+    (90, torch.float32, 72, 288, "spanning", "gelu"),
+    (80, torch.float16, 64, 256, "remote", None),
 ]
 
 
@@ -248,8 +255,10 @@ def compile_kernels() -> None:
     class Compiler:
         """The parts of a driver that compilation asks for."""
 
+        capability = None
+
         def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
+            return GPUTarget("cuda", self.capability, 32)
 
         def get_current_device(self):
             return 0
@@ -259,12 +268,18 @@ def compile_kernels() -> None:
 
     def compile_and_report(kernel, *arguments, grid, warmup, **options):
         compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
-        report = {"kernel": kernel.__name__, "dtype": str(arguments[0].dtype), "shared": compiled.metadata.shared}
+        report = {
+            "capability": compiler.capability,
+            "kernel": kernel.__name__,
+            "dtype": str(arguments[0].dtype),
+            "shared": compiled.metadata.shared,
+        }
         print(json.dumps({**report, **resources(compiled.asm["cubin"])}))
 
-    driver.set_active(Compiler())
+    compiler = Compiler()
+    driver.set_active(compiler)
     run, triton.JITFunction.run = triton.JITFunction.run, compile_and_report
-    for dtype, head_dim, value_dim, mode, activation in COMPILED_CASES:
+    for compiler.capability, dtype, head_dim, value_dim, mode, activation in COMPILED_CASES:
         inputs = [torch.zeros(1, 16, 16, 2 * width, dtype=dtype) for width in (2 * head_dim, value_dim)]
         output_and_gradients(fused, inputs, inputs[1], 2, 8, mode, activation)
 

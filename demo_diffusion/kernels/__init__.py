@@ -7,6 +7,7 @@ rounding. `set_enabled(False)`, or DEMO_KERNELS=0 in the environment, leaves the
 from .cpu_attention import cpu_spanning_attention
 from .cpu_attention import supports as cpu_attention_supports
 from .cpu_depthwise import cpu_depthwise_conv
+from .cpu_depthwise import supports as cpu_depthwise_supports
 from .cpu_linear import is_eager_cpu_inference, linear
 from .malloc import is_memory_kept, keep_freed_memory
 from .switch import disabled, is_enabled, set_enabled
@@ -22,6 +23,7 @@ from .window_order import to_window_order
 __all__ = [
     "cpu_attention_supports",
     "cpu_depthwise_conv",
+    "cpu_depthwise_supports",
     "cpu_spanning_attention",
     "disabled",
     "is_eager_cpu_inference",

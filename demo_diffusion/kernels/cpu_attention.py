@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .guards import refuse_second_derivative
 from .switch import is_enabled
 from .window_order import has_window_order, products_in_window_order, view_in_window_order, window_batches
 
@@ -59,7 +60,7 @@ def _attention(
     grid: Sequence[int],
     mode: str,
 ) -> torch.Tensor:
-    probabilities = query.new_empty(_probabilities_shape(query, num_heads, window_size, mode))
+    probabilities = _new_probabilities(query, num_heads, window_size, mode)
     return _attend(query, key, value, num_heads, window_size, grid, mode, [probabilities] * len(query))
 
 
@@ -79,20 +80,21 @@ def _attention_for_training(
     mode: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention and its probabilities, (B, kinds, windows · heads, window_size², window_size²)."""
-    shape = _probabilities_shape(query, num_heads, window_size, mode)
-    probabilities = query.new_empty(len(query), *shape)
+    probabilities = _new_probabilities(query, num_heads, window_size, mode, len(query))
     return _attend(query, key, value, num_heads, window_size, grid, mode, probabilities), probabilities
 
 
 @_attention_for_training.register_fake
 def _(query, key, value, num_heads, window_size, grid, mode):
-    shape = _probabilities_shape(query, num_heads, window_size, mode)
-    return value.new_empty(len(value), *grid, value.shape[-1]), query.new_empty(len(query), *shape)
+    probabilities = _new_probabilities(query, num_heads, window_size, mode, len(query))
+    return value.new_empty(len(value), *grid, value.shape[-1]), probabilities
 
 
-def _probabilities_shape(query: torch.Tensor, num_heads: int, window_size: int, mode: str) -> tuple[int, int, int, int]:
-    """Of one sample: (kinds, windows · heads, window_size², window_size²)."""
-    return len(KINDS[mode]), query.shape[1] // window_size**2 * num_heads, window_size**2, window_size**2
+def _new_probabilities(query: torch.Tensor, num_heads: int, window_size: int, mode: str, *batch: int) -> torch.Tensor:
+    """(*batch, kinds, windows · heads, window_size², window_size²), empty; float32 for bfloat16, as softmax needs."""
+    count = query.shape[1] // window_size**2
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(*batch, len(KINDS[mode]), count * num_heads, window_size**2, window_size**2, dtype=dtype)
 
 
 def _attend(
@@ -107,8 +109,9 @@ def _attend(
 ) -> torch.Tensor:
     """The attention in raster order; writes each sample's probabilities."""
     output = value.new_empty(len(value), *grid, value.shape[-1])
-    scores = query.new_empty(_probabilities_shape(query, num_heads, window_size, mode))
-    for q, k, v, p, raster in zip(query, key, value, probabilities, output, strict=True):
+    scores = _new_probabilities(query, num_heads, window_size, mode)
+    for *qkv, p, raster in zip(query, key, value, probabilities, output, strict=True):
+        q, k, v = (x.to(scores.dtype) for x in qkv)
         _multiply_windows(q, k, KINDS[mode], scores, (q.shape[-1] // num_heads) ** -0.5)
         torch.softmax(scores, dim=-1, out=p)
         _sum_over_windows(p, v, KINDS[mode], view_in_window_order(raster, window_size))
@@ -167,9 +170,10 @@ def _attention_backward(
     """Gradients of query, key and value, contiguous and in window order; `grad` is that of the raster (B, H, W, …)."""
     gradients = tuple(x.new_empty(x.shape) for x in (query, key, value))
     grad_probabilities, grad_scores = probabilities.new_empty(2, *probabilities.shape[1:])
-    ordered = value.new_empty(value.shape[1:])
+    ordered = probabilities.new_empty(value.shape[1:])
     samples = zip(grad.contiguous(), query, key, value, probabilities, *gradients, strict=True)
-    for g, q, k, v, p, grad_q, grad_k, grad_v in samples:
+    for g, *qkv, p, grad_q, grad_k, grad_v in samples:
+        q, k, v = (x.to(p.dtype) for x in qkv)
         raster = view_in_window_order(g, window_size)
         ordered.view(raster.shape).copy_(raster)
         _multiply_windows(ordered, v, KINDS[mode], grad_probabilities)
@@ -197,3 +201,4 @@ def _backward(ctx, grad, _):
 
 
 _attention_for_training.register_autograd(_backward, setup_context=_save)
+_attention_backward.register_autograd(refuse_second_derivative)

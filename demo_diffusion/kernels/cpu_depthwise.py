@@ -5,8 +5,18 @@ oneDNN computes that for all channels at once several times slower than for a fe
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from .guards import are_plain, refuse_second_derivative
+from .switch import is_enabled
 
 CHANNELS_AT_ONCE = 64
+
+
+def supports(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether `cpu_depthwise_conv` may stand for `conv`, a depthwise convolution without bias."""
+    is_ours = is_enabled() and tokens.device.type == "cpu" and are_plain(tokens, conv, norm)
+    return is_ours and conv.padding_mode == "zeros"
 
 
 @torch.library.custom_op("demo_diffusion::cpu_depthwise_conv", mutates_args=())
@@ -63,3 +73,4 @@ def _backward(ctx, grad):
 
 
 cpu_depthwise_conv.register_autograd(_backward, setup_context=_save)
+_backward_op.register_autograd(refuse_second_derivative)

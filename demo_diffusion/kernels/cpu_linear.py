@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from .guards import PLAIN_TENSORS
 from .switch import is_enabled
 
 
@@ -24,6 +25,12 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
     On AMD's processors MKL makes no use of AVX-512, and oneDNN takes about half the time.
     """
-    if is_eager_cpu_inference(x):
+    if is_eager_cpu_inference(x) and _fits(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """What does not fit is F.linear's, which says why, or a tensor subclass's (quantised, sharded)."""
+    is_plain = type(weight) in PLAIN_TENSORS and weight.dtype == x.dtype and weight.device == x.device
+    return is_plain and x.shape[-1] == weight.shape[1]

@@ -27,6 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .guards import refuse_second_derivative
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 DEVICE = "cpu" if IS_INTERPRETED.value else "cuda"
@@ -34,6 +36,7 @@ KINDS = {"neighborhood": (0, 1), "remote": (1, 2), "spanning": (0, 2)}  # first 
 ACTIVATIONS = ("gelu", None)
 MAX_TOKENS = 256
 MAX_HEAD_DIM = 96
+SHARED_MEMORY = 163 * 1024  # bytes of a program; what an A100 offers and no kernel exceeds
 
 # Tokens of a program: a row of scores of 256 tokens takes the most registers, two of them in the scores' gradient.
 FORWARD_TILE = 128
@@ -418,12 +421,20 @@ def _probability_gradient(dz, queries, v, keys, PROBLEM: tl.constexpr):
     return dp
 
 
+@torch.compiler.assume_constant_result
+def _fits_on(device_index: int) -> bool:
+    """Whether a GPU has what the tiles need: A100, H100 and later data-centre GPUs do."""
+    properties = torch.cuda.get_device_properties(device_index)
+    return torch.version.hip is None and properties.shared_memory_per_block_optin >= SHARED_MEMORY
+
+
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, window_size: int) -> bool:
     """Whether `triton_spanning_attention` can compute these; otherwise the eager definition has to."""
     height, width = query.shape[1:3]
     head_dim = query.shape[3] // num_heads
     return (
         query.device.type == DEVICE
+        and (DEVICE == "cpu" or _fits_on(query.device.index))
         and query.device == key.device == value.device
         and query.dtype in DTYPES
         and query.dtype == key.dtype == value.dtype
@@ -529,6 +540,7 @@ def _(gradient, query, key, value, log_sum_exp, num_heads, window_size, mode, ge
 
 def _save_for_backward(ctx, inputs, output) -> None:
     query, key, value, *ctx.settings, _ = inputs
+    ctx.set_materialize_grads(False)  # the log-sum-exps have none
     ctx.save_for_backward(query, key, value, output[1])
 
 
@@ -537,6 +549,7 @@ def _backward(ctx, gradient, _):
 
 
 _attention.register_autograd(_backward, setup_context=_save_for_backward)
+_attention_gradient.register_autograd(refuse_second_derivative)
 
 
 def _new_outputs(

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import nn
 
+from .guards import refuse_second_derivative
+
 ROWS = tl.constexpr(16)
 COLUMNS = tl.constexpr(4)
 CHANNELS = tl.constexpr(64)
@@ -551,6 +553,8 @@ def _backward(ctx, gradient):
 
 
 depthwise_norm_silu_add.register_autograd(_backward, setup_context=_save_for_backward)
+for operator in (depthwise_norm_silu_gradient, depthwise_input_gradient, depthwise_weight_gradient):
+    operator.register_autograd(refuse_second_derivative)
 
 
 def _launch(kernel, num_tiles: int, weight: torch.Tensor, arguments: tuple, shape: torch.Size) -> None:

@@ -1,18 +1,19 @@
 """The Triton kernels where Triton is installed: PyTorch for NVIDIA GPUs brings it."""
 
 import torch
+from torch import nn
 
+from .guards import are_plain
 from .switch import is_enabled
 
 try:
+    import triton
+except ImportError:
+    triton = triton_spanning_attention = triton_conv_norm_silu_add = triton_folded_conv_silu_add = None
+else:
     from . import triton_attention, triton_depthwise
     from .triton_attention import triton_spanning_attention
     from .triton_depthwise import triton_conv_norm_silu_add, triton_folded_conv_silu_add
-except ModuleNotFoundError as error:
-    if error.name != "triton":
-        raise
-    triton_attention = triton_depthwise = None
-    triton_spanning_attention = triton_conv_norm_silu_add = triton_folded_conv_silu_add = None
 
 DEVICE = "cuda"
 
@@ -30,10 +31,10 @@ def triton_attention_supports(query: torch.Tensor, *others) -> bool:
     return _are_kernels_for(query) and triton_attention.supports(query, *others)
 
 
-def triton_depthwise_supports(tokens: torch.Tensor, *others) -> bool:
-    """Whether `triton_conv_norm_silu_add` takes (tokens, conv, norm)."""
-    return _are_kernels_for(tokens) and triton_depthwise.supports(tokens, *others)
+def triton_depthwise_supports(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether `triton_conv_norm_silu_add` takes these."""
+    return _are_kernels_for(tokens) and are_plain(tokens, conv, norm) and triton_depthwise.supports(tokens, conv, norm)
 
 
 def _are_kernels_for(tokens: torch.Tensor) -> bool:
-    return tokens.device.type == DEVICE and triton_attention is not None and is_enabled()
+    return tokens.device.type == DEVICE and triton is not None and is_enabled()

@@ -78,7 +78,8 @@ class DepthwiseConvNorm(ConvNorm):
         return kernels.triton_conv_norm_silu_add(tokens, self.conv, self.norm)
 
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
-        if not (kernels.is_enabled() and x.device.type == "cpu" and torch.is_grad_enabled()):
+        tokens = x.permute(0, 2, 3, 1)
+        if not (torch.is_grad_enabled() and kernels.cpu_depthwise_supports(tokens, self.conv, self.norm)):
             return self.conv(x)
         weight = self.conv.weight.to(x.dtype)  # as autocast has it
-        return kernels.cpu_depthwise_conv(x.permute(0, 2, 3, 1), weight, self.conv.stride[0]).permute(0, 3, 1, 2)
+        return kernels.cpu_depthwise_conv(tokens, weight, self.conv.stride[0]).permute(0, 3, 1, 2)

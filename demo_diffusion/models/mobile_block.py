@@ -90,6 +90,7 @@ class MobileMixer(nn.Module):
         if not value_projection and (attention_mode != "none" or expansion_ratio != 1):
             raise ValueError("Without value_projection a mixer has expansion_ratio=1 and attention_mode='none'.")
         self.num_heads = num_heads
+        self.hidden_channels = hidden_channels
         self.attention_mode = attention_mode
         self.window_size = window_size
         self.attend_before_value = attend_before_value
@@ -110,13 +111,14 @@ class MobileMixer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
         """`rotary`: `rotary_table` of the grid padded to whole windows, which turns queries and keys; None: nothing."""
-        if self.training or kernels.is_memory_kept() or not kernels.is_eager_cpu_inference(tokens):
+        is_whole = self.conv_local.norm.training or kernels.is_memory_kept()
+        if is_whole or not kernels.is_eager_cpu_inference(tokens):
             return self._forward(tokens, rotary)
         parts = [self._forward(part, rotary) for part in tokens.split(self._images_at_once(tokens))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _images_at_once(self, tokens: torch.Tensor) -> int:
-        return max(1, ELEMENTS_AT_ONCE // (tokens.shape[1] * tokens.shape[2] * self.proj.in_features))
+        return max(1, ELEMENTS_AT_ONCE // (tokens.shape[1] * tokens.shape[2] * self.hidden_channels))
 
     def _forward(self, tokens: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         if self.attention_mode != "none":
@@ -168,7 +170,7 @@ class MobileMixer(nn.Module):
         if norm is None and rotary is None:
             return x
         heads = x.reshape(len(x), -1, self.num_heads, x.shape[-1] // self.num_heads)
-        heads = heads if norm is None else norm(heads)
+        heads = heads if norm is None else norm(heads).to(x.dtype)  # autocast norms in float32
         heads = heads if rotary is None else rotate(heads, rotary, sequence_dim=1)
         return heads.reshape(x.shape)
 
