@@ -130,7 +130,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         nargs="+",
         choices=DTYPES,
         default=["fp32"],
-        help="bf16: weights; in training autocast (default: fp32)",
+        help="bf16: weights, in training autocast; default: fp32",
     )
     add("--compile", choices=COMPILED, default="none", help="each block by torch.compile (default: none)")
     add("--batch_size", type=int, help=f"default: {BATCH_SIZE['cpu']} on a CPU, {BATCH_SIZE['cuda']} on a GPU")
