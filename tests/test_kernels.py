@@ -1,7 +1,7 @@
 """Whole networks with the kernels that are chosen for them, beside the same networks by their definition."""
 
-import os
 import platform
+import runpy
 import subprocess
 import sys
 
@@ -161,12 +161,10 @@ def test_kernels_are_chosen():
     assert operators.names == {"_linear_pointwise"}
 
 
-def test_environment_switches_kernels_off():
-    program = "from demo_diffusion import kernels; print(kernels.is_enabled())"
-    for value, expected in (("0", "False"), ("1", "True")):
-        environment = {**os.environ, "DEMO_KERNELS": value}
-        result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-        assert result.stdout.strip() == expected, result.stderr
+@pytest.mark.parametrize(("value", "enabled"), [("0", False), ("off", False), ("1", True)])
+def test_environment_switches_kernels_off(value, enabled, monkeypatch):
+    monkeypatch.setenv("DEMO_KERNELS", value)
+    assert runpy.run_path(kernels.switch.__file__)["is_enabled"]() == enabled
 
 
 @torch.no_grad()

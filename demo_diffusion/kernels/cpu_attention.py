@@ -17,11 +17,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def supports(tokens: torch.Tensor, window_size: int) -> bool:
-    """Whether `cpu_spanning_attention` takes what is computed from tokens (B, H, W, C), H and W whole windows."""
+    """Whether `cpu_spanning_attention` takes what is computed from tokens (B, H, W, C), H and W whole windows.
+
+    It computes in float32; without gradients processors with bfloat16 products are faster by the definition.
+    """
+    is_reduced = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return (
         is_enabled()
         and tokens.device.type == "cpu"
         and tokens.dtype in DTYPES
+        and (torch.is_grad_enabled() or not is_reduced)
         and has_window_order(tokens.shape[1], tokens.shape[2], window_size)
     )
 
