@@ -170,7 +170,8 @@ class MobileMixer(nn.Module):
         if norm is None and rotary is None:
             return x
         heads = x.reshape(len(x), -1, self.num_heads, x.shape[-1] // self.num_heads)
-        heads = heads if norm is None else norm(heads).to(x.dtype)  # autocast norms in float32
+        if norm is not None:
+            heads = norm(heads.to(norm.weight.dtype)).to(x.dtype)  # under autocast in the weight's precision
         heads = heads if rotary is None else rotate(heads, rotary, sequence_dim=1)
         return heads.reshape(x.shape)
 
