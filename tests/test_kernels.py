@@ -36,6 +36,11 @@ ATTENTIONS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def kernels_for_small_networks(monkeypatch):
+    monkeypatch.setattr(kernels.cpu_attention, "MIN_ELEMENTS", 0)
+
+
 class Operators(TorchDispatchMode):
     """Collects the names of this package's operators, and oneDNN's, that are called inside."""
 
@@ -140,6 +145,14 @@ def test_training_in_bf16_is_as_near_to_fp32_as_the_definition_is():
     for name in exact:
         errors = [(x[name].float() - exact[name]).norm() / exact[name].norm() for x in (fused, defined)]
         assert errors[0] <= 1.5 * errors[1] + 1e-2, (name, errors)
+
+
+def test_small_samples_keep_the_definition(monkeypatch):
+    model = tiny_transformer()
+    monkeypatch.undo()
+    with torch.no_grad(), Operators() as operators:
+        model(*inputs_for(model))
+    assert operators.names == {"_linear_pointwise"}
 
 
 def test_kernels_are_chosen():

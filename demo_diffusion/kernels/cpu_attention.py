@@ -14,6 +14,7 @@ from .window_order import has_window_order, products_in_window_order, view_in_wi
 
 KINDS = {"neighborhood": ["neighborhood"], "remote": ["remote"], "spanning": ["remote", "neighborhood"]}
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+MIN_ELEMENTS = 2**16  # of a sample's tokens; with fewer, calls sample by sample cost more than they save
 
 
 def supports(tokens: torch.Tensor, window_size: int) -> bool:
@@ -26,6 +27,7 @@ def supports(tokens: torch.Tensor, window_size: int) -> bool:
         is_enabled()
         and tokens.device.type == "cpu"
         and tokens.dtype in DTYPES
+        and tokens.shape[1] * tokens.shape[2] * tokens.shape[3] >= MIN_ELEMENTS
         and (torch.is_grad_enabled() or not is_reduced)
         and has_window_order(tokens.shape[1], tokens.shape[2], window_size)
     )
