@@ -39,6 +39,10 @@ ATTENTIONS = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def kernels_for_small_networks(monkeypatch):
     monkeypatch.setattr(kernels.cpu_attention, "MIN_ELEMENTS", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # training on more is faster by the definition
+    yield
+    torch.set_num_threads(threads)
 
 
 class Operators(TorchDispatchMode):
@@ -153,6 +157,14 @@ def test_small_samples_keep_the_definition(monkeypatch):
     with torch.no_grad(), Operators() as operators:
         model(*inputs_for(model))
     assert operators.names == {"_linear_pointwise"}
+
+
+def test_training_on_several_threads_keeps_the_definition():
+    model = tiny_transformer()
+    torch.set_num_threads(2)
+    with Operators() as operators:
+        training_step(model, *inputs_for(model))
+    assert not operators.names
 
 
 def test_kernels_are_chosen():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .guards import refuse_second_derivative
+from .guards import is_single_threaded, refuse_second_derivative
 from .switch import is_enabled
 from .window_order import has_window_order, products_in_window_order, view_in_window_order, window_batches
 
@@ -20,7 +20,8 @@ MIN_ELEMENTS = 2**16  # of a sample's tokens; with fewer, calls sample by sample
 def supports(tokens: torch.Tensor, window_size: int) -> bool:
     """Whether `cpu_spanning_attention` takes what is computed from tokens (B, H, W, C), H and W whole windows.
 
-    It computes in float32; without gradients processors with bfloat16 products are faster by the definition.
+    It works sample by sample and in float32. The definition is faster in training on several threads, and in bfloat16
+    without gradients on processors that have such products.
     """
     is_reduced = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return (
@@ -28,7 +29,7 @@ def supports(tokens: torch.Tensor, window_size: int) -> bool:
         and tokens.device.type == "cpu"
         and tokens.dtype in DTYPES
         and tokens.shape[1] * tokens.shape[2] * tokens.shape[3] >= MIN_ELEMENTS
-        and (torch.is_grad_enabled() or not is_reduced)
+        and (is_single_threaded() if torch.is_grad_enabled() else not is_reduced)
         and has_window_order(tokens.shape[1], tokens.shape[2], window_size)
     )
 

@@ -7,6 +7,11 @@ PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+@torch.compiler.assume_constant_result  # Dynamo cannot ask
+def is_single_threaded() -> bool:
+    return torch.get_num_threads() == 1
+
+
 def are_plain(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
     """Whether nothing happens in these modules but their own arithmetic, on tensors that lie where `tokens` do.
 
