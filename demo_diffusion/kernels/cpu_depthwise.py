@@ -1,6 +1,7 @@
 """Depthwise convolution of CPU training, by PyTorch's own operators but for the weight's gradient.
 
-oneDNN computes that for all channels at once several times slower than for a few at a time.
+oneDNN computes that for all channels at once several times slower than for a few at a time, and in bfloat16 slower than
+in float32.
 """
 
 import torch
@@ -39,13 +40,14 @@ def _backward_op(
     """Gradients of tokens and weight."""
     grad = grad.contiguous()
     grad_tokens = _convolution_backward(grad, tokens, weight, stride, [True, False, False])[0]
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     grad_weight = [
-        _convolution_backward(g.contiguous(), x.contiguous(), w, stride, [False, True, False])[1]
+        _convolution_backward(*(each.to(dtype).contiguous() for each in (g, x, w)), stride, [False, True, False])[1]
         for g, x, w in zip(
             *(x.split(CHANNELS_AT_ONCE, -1) for x in (grad, tokens)), weight.split(CHANNELS_AT_ONCE), strict=True
         )
     ]
-    return grad_tokens.permute(0, 2, 3, 1).contiguous(), torch.cat(grad_weight)
+    return grad_tokens.permute(0, 2, 3, 1).contiguous(), torch.cat(grad_weight).to(weight.dtype)
 
 
 @_backward_op.register_fake

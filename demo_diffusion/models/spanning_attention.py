@@ -91,10 +91,12 @@ def spanning_attention(
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """softmax(q kᵀ / √d + bias) v of (windows, heads, tokens, d) and values of another width.
 
-    On the CPU PyTorch has no fused attention for values wider than the keys; in inference plain products are faster.
+    On the CPU PyTorch has no fused attention for values wider than the keys; plain products are faster.
     """
-    if bias is not None or query.device.type != "cpu" or torch.is_grad_enabled():
+    if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = (scores.unflatten(0, query.shape[:2]) + bias).flatten(0, 1)
     return torch.bmm(scores.softmax(-1), v).unflatten(0, query.shape[:2])
