@@ -42,7 +42,9 @@ class EvaluationConfig:
     images: str | None = describe(None, "folder of .png samples")
     npz: str | None = describe(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
     num_samples: int | None = describe(None, "default: 50,000 from a pipeline, all there are otherwise")
-    sampler: str | None = describe(None, "ddpm, ddim; euler, heun, dopri5, sde (flow); default: the pipeline's own")
+    sampler: str | None = describe(
+        None, "ddpm, ddim, dpm_solver; flow: euler, heun, dpm_solver, dopri5, sde; default: its own"
+    )
     num_inference_steps: int = describe(250, "steps of the sampler")
     guidance_scale: float = describe(1.0, "classifier-free guidance; 1: none")
     guidance_low: float = describe(0.0, "guidance acts from this t on, 0 data …")

@@ -3,6 +3,7 @@
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     SchedulerMixin,
@@ -16,10 +17,12 @@ SAMPLERS = {
     "ddpm": {
         "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),  # the official one
         "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # starts from the last timestep
+        "dpm_solver": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
     },
     "flow": {
         "euler": (FlowMatchEulerDiscreteScheduler, {}),
         "heun": (FlowMatchHeunDiscreteScheduler, {}),
+        "dpm_solver": (DPMSolverMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
         "dopri5": (FlowMatchDopri5Scheduler, {}),
         "sde": (FlowMatchSDEScheduler, {}),
     },

@@ -72,7 +72,9 @@ class DiffusionRunConfig(RunConfig):
     """Where results go, how often, and how samples are drawn."""
 
     sample_every: int = describe(10_000, "steps between grids of EMA samples; 0: only at the end")
-    sampler: str | None = describe(None, "ddpm or ddim; euler, heun, dopri5 or sde (flow); None: the first of them")
+    sampler: str | None = describe(
+        None, "ddpm, ddim, dpm_solver; euler, heun, dpm_solver, dopri5, sde (flow); None: the first"
+    )
     num_inference_steps: int = describe(50, "sampler steps of the grids")
     guidance_scale: float = describe(4.0, "classifier-free guidance of the grids")
     grid_classes: int = describe(10, "rows of a grid: the first n classes")
