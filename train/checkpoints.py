@@ -60,6 +60,19 @@ class Checkpoints:
             )
         return None
 
+    def of_step(self, step: int) -> Path:
+        """The whole checkpoint of a step.
+
+        Raises:
+            ValueError: if it is not kept, or damaged.
+        """
+        checkpoint = self.folder / f"step-{step:09d}"
+        if checkpoint not in (found := self._all()):
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {[step_of(c) for c in found]}.")
+        if damage := damage_of(checkpoint):
+            raise ValueError(f"The checkpoint {checkpoint} is damaged: {damage}.")
+        return checkpoint
+
     def check_sharding(self, accelerator: Accelerator) -> None:
         """Raises a ValueError if the newest checkpoint is divided among processes as it cannot be read here."""
         checkpoint, here = self.latest(), sharding_of(accelerator)

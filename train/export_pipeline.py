@@ -1,4 +1,4 @@
-"""Makes a pipeline of a run's newest checkpoint: `python train/export_pipeline.py RUN --ema_decay 0.999 --out DIR`.
+"""Makes a pipeline of a checkpoint, by default the newest: `python train/export_pipeline.py RUN --step 700 --out DIR`.
 
 For a run that is not finished, or for another of its moving averages, however it was divided among processes. Opens the
 run's data, for its label names, and its autoencoder again.
@@ -20,16 +20,17 @@ from demo_diffusion.train.run_folder import RunFolder, replace_folder
 from demo_diffusion.train.train_demo import create_network, create_objective, create_pipeline
 
 
-def export(run: Path, out: Path, ema_decay: float | None = None) -> None:
+def export(run: Path, out: Path, ema_decay: float | None = None, step: int | None = None) -> None:
     """Writes a pipeline folder with its model card.
 
     Raises:
-        ValueError: if the run has no whole checkpoint or no such average, or `out` exists.
+        ValueError: if the run has no whole checkpoint (of that step) or no such average, or `out` exists.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder.")
     config_file = run / "config.yaml"
-    checkpoint = RunFolder(run).checkpoints.latest()
+    checkpoints = RunFolder(run).checkpoints
+    checkpoint = checkpoints.latest() if step is None else checkpoints.of_step(step)
     if checkpoint is None or not config_file.is_file():
         raise ValueError(f"{run} is not the folder of a run with a checkpoint.")
     config = parse_config(["--config", str(config_file), "--output_dir", str(run)])
@@ -51,13 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--step", type=int, help="of the checkpoint, one that is kept; default: the newest")
     parser.add_argument("--ema_decay", type=float, help="which moving average; default: the run's first")
     parser.add_argument("--push_to_hub", help="hub id to upload it to")
     options = parser.parse_args(arguments)
     try:
         if options.push_to_hub:
             check_hub_access()
-        export(options.run, options.out, options.ema_decay)
+        export(options.run, options.out, options.ema_decay, options.step)
         if options.push_to_hub:
             upload(options.out, options.push_to_hub)
     except (ValueError, OSError) as error:

@@ -1,0 +1,77 @@
+"""Scores of several trainings side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from demo_diffusion.eval.compare_scores import ScoredRun, comparison, main
+
+
+def scored_run(
+    folder: Path, speed: float, scores: dict[int, float], last_step: int = 300, num_samples: int = 50
+) -> Path:
+    """Batches of 10; the loss is 1 / step; the first row's speed is that of compiling."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"optimization": {"batch_size": 10}}))
+    rows = [f"{step},{speed if step > 10 else 0.1},{1 / step}" for step in range(10, last_step + 1, 10)]
+    (folder / "loss.csv").write_text("\n".join(["step,images_per_second,loss", *rows]))
+    for step, value in scores.items():
+        out = folder / f"evaluation/step-{step:09d}"
+        out.mkdir(parents=True)
+        (out / "results.json").write_text(
+            json.dumps({"metrics": {"fid": value, "kid": None}, "fingerprint": {"num_samples": num_samples}})
+        )
+    return folder
+
+
+def test_runs_are_compared_at_equal_steps_and_at_equal_time(tmp_path):
+    fast = scored_run(tmp_path / "fast", 20.0, {100: 50.0, 200: 30.0, 300: 20.0})
+    slow = scored_run(tmp_path / "slow", 10.0, {100: 40.0, 200: 24.0})
+    rows = comparison([ScoredRun.read(run, ["fid"]) for run in (fast, slow)])
+    found = [(Path(r["run"]).name, r["at"], r["steps"], r["seconds"], r["fid"]) for r in rows]
+    assert found == [
+        ("fast", "200 steps", "200", "100", "30"),
+        ("slow", "200 steps", "200", "200", "24"),
+        ("fast", "150 s", "300", "150", "20"),
+        ("slow", "150 s", "150", "150", "32"),
+    ]
+    mean = sum(1 / step for step in (190, 200)) / 2
+    assert float(rows[0]["loss"]) == pytest.approx(mean, rel=1e-3)
+
+
+def test_the_command_prints_a_table_and_draws_the_curves(tmp_path, capsys):
+    runs = [scored_run(tmp_path / name, speed, {100: 50.0, 300: 20.0}) for name, speed in (("a", 20.0), ("b", 10.0))]
+    main([*map(str, runs), "--out", str(tmp_path / "fid.png")])
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert Image.open(tmp_path / "fid.png").width > 500
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        ({}, [], "has no scores"),
+        ({100: 1.0}, ["--metrics", "kid"], "has no kid; it has fid, kid"),
+        ({200: 1.0}, [], "no step at which all runs were scored"),
+        ({100: 1.0, 400: 1.0}, [], "score of step 400, but losses up to step 300"),
+        ({100: 1.0}, ["--out", "fd.jpg"], "must be a .png"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path, scores, options, message):
+    runs = [scored_run(tmp_path / "a", 10.0, {100: 1.0}), scored_run(tmp_path / "b", 10.0, scores)]
+    with pytest.raises(SystemExit, match=message):
+        main([*map(str, runs), "--out", str(tmp_path / "fid.png"), *options])
+    assert not (tmp_path / "fid.png").exists()
+
+
+def test_scores_of_other_numbers_of_samples_are_refused(tmp_path):
+    runs = [scored_run(tmp_path / str(n), 10.0, {100: 1.0}, num_samples=n) for n in (50, 60)]
+    with pytest.raises(SystemExit, match=r"differ in num_samples \(50, 60\)"):
+        main([*map(str, runs), "--out", str(tmp_path / "fid.png")])
+
+
+def test_a_folder_without_losses_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="lacks loss.csv"):
+        main([str(tmp_path), "--out", str(tmp_path / "fid.png")])
