@@ -1,5 +1,8 @@
 """Measures an image classifier: `python eval/classify.py --model FOLDER --dataset DATA --split test --out FILE`.
 
+With --npz in place of --dataset it measures generated images, which eval/evaluate.py exports with the classes that they
+were asked for: the share of samples that the classifier calls by their class.
+
 The model is a folder or hub id that transformers loads (timm's models as timm/NAME); images are prepared as its image
 processor says. `torchrun --nproc_per_node N eval/classify.py …` shares the images among N processes.
 """
@@ -12,11 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import BaseImageProcessor, HfArgumentParser
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
 
 import demo_diffusion  # noqa: F401  (registers EMOv2 with transformers' Auto classes)
 from demo_diffusion.eval.accuracy import Accuracy, measure_accuracy
 from demo_diffusion.eval.extractors import full_precision, state_hash
+from demo_diffusion.eval.image_sources import SampleArray
 from demo_diffusion.train.classification_data import Pictures, PreparedPictures
 from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.config_parsing import describe
@@ -30,7 +36,8 @@ class ClassifyConfig:
     """One measurement."""
 
     model: str = describe("", "folder or hub id of a classifier, timm's models as timm/NAME")
-    dataset: str = describe("", "as in training: folder of class folders, .parquet file or hub id")
+    dataset: str | None = describe(None, "as in training: folder of class folders, .parquet file or hub id")
+    npz: str | None = describe(None, "samples in place of a dataset: arr_0 (N, H, W, 3) uint8, arr_1 their classes")
     split: str = describe("validation", "split of the dataset")
     image_column: str | None = describe(None, "column of the images; default: the only one of that type")
     label_column: str | None = describe(None, "column of the class labels; default: the only one of that type")
@@ -42,9 +49,10 @@ class ClassifyConfig:
 
     def check(self) -> None:
         """Raises a ValueError if an option is missing or outside its range."""
-        for name in ("model", "dataset"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing.")
+        if not self.model:
+            raise ValueError("--model is missing.")
+        if bool(self.dataset) == bool(self.npz):
+            raise ValueError(f"Give exactly one of --dataset and --npz; got {self.dataset!r} and {self.npz!r}.")
         for name, least in (("resolution", 1), ("batch_size", 1), ("num_workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -53,6 +61,37 @@ class ClassifyConfig:
             raise ValueError(f"--crop_pct is {self.crop_pct}; it must be in (0, 1].")
         if self.out is not None and (Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir()):
             raise ValueError(f"--out is {self.out}; it must be a file in a folder there is.")
+
+
+class SamplePictures(Dataset):
+    """Generated images as (RGB picture, class id).
+
+    Raises:
+        ValueError: if the file holds something else, or no classes or others than `num_classes`.
+    """
+
+    def __init__(self, path: Path, num_classes: int):
+        self.samples = SampleArray(path)
+        if self.samples.labels is None:
+            raise ValueError(f"{path} has no 'arr_1', the classes of the samples.")
+        if outside := sorted({label for label in self.samples.labels if not 0 <= label < num_classes}):
+            raise ValueError(f"{path}: arr_1 holds {outside}; the model's classes are 0 … {num_classes - 1}.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.samples.images[index]), self.samples.labels[index]
+
+
+def open_pictures(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:
+    """Raises a ValueError if they cannot be read or have other classes than the model."""
+    if config.npz:
+        return SamplePictures(Path(config.npz), model.config.num_labels)
+    data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
+    images = load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
+    check_classes(config.model, model, images.id2label)
+    return Pictures(images)
 
 
 def change_crop(processor: BaseImageProcessor, resolution: int | None, crop_pct: float | None) -> None:
@@ -82,14 +121,12 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
         ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
     """
     config.check()
-    data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
-    images = load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
     model, processor = load_classifier(config.model)
-    check_classes(config.model, model, images.id2label)
+    pictures = open_pictures(config, model)
     change_crop(processor, config.resolution, config.crop_pct)
     fingerprint = state_hash(model)
     model.to(state.device)
-    samples = PreparedPictures(Pictures(images), processor)
+    samples = PreparedPictures(pictures, processor)
     with full_precision(state.device):
         accuracy = measure_accuracy(lambda x: model(x).logits, samples, state, config.batch_size, config.num_workers)
     return {

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 from transformers import BitImageProcessor, TimmWrapperConfig, TimmWrapperForImageClassification, ViTImageProcessor
 
-from demo_diffusion import create_emov2
+from demo_diffusion import EMOv2ForImageClassification, create_emov2
 from demo_diffusion.eval.accuracy import measure_accuracy
 from demo_diffusion.eval.classify import change_crop, main
 
@@ -90,14 +90,13 @@ def test_the_result_names_what_made_it(pictures, model_folder, tmp_path, capsys)
     assert re.search(r"6 images: top-1 [\d.]+%, top-5 100.00%; [\d,]+ images/s", capsys.readouterr().out)
 
 
+def mean_colour(self, pixel_values):
+    red, green, blue = pixel_values.mean((2, 3)).T
+    return type("Output", (), {"logits": torch.stack([blue, green, red], dim=1)})
+
+
 def test_a_network_that_knows_is_right(pictures, model_folder, tmp_path, monkeypatch):
     """Colours are told apart by the mean of each channel: labels, channel order and normalisation must all be right."""
-    from demo_diffusion import EMOv2ForImageClassification
-
-    def mean_colour(self, pixel_values):
-        red, green, blue = pixel_values.mean((2, 3)).T
-        return type("Output", (), {"logits": torch.stack([blue, green, red], dim=1)})
-
     monkeypatch.setattr(EMOv2ForImageClassification, "forward", mean_colour)
     assert results_of(tmp_path, model=model_folder, dataset=pictures)["top1"] == 1
 
@@ -144,7 +143,8 @@ def test_digits_are_measured_too(tmp_path):
     ("options", "message"),
     [
         ({"model": ""}, "--model is missing"),
-        ({"dataset": ""}, "--dataset is missing"),
+        ({"dataset": ""}, "Give exactly one of --dataset and --npz"),
+        ({"npz": "samples.npz"}, "Give exactly one of --dataset and --npz"),
         ({"dataset": "./missing.parquet"}, "There is no dataset at ./missing.parquet"),
         ({"split": "test"}, "split 'test' of .* cannot be read"),
         ({"model": Path(__file__).parent}, "classifier .* cannot be loaded"),
@@ -156,6 +156,29 @@ def test_digits_are_measured_too(tmp_path):
 )
 def test_mistakes_are_named(pictures, model_folder, options, message):
     assert re.search(message, error_of(**{"model": model_folder, "dataset": pictures, **options}))
+
+
+def colour_samples(folder: Path, **arrays) -> Path:
+    """Three pictures of one colour each, blue, green and red, with the classes 0, 1 and 2."""
+    images = np.zeros((3, 40, 40, 3), np.uint8)
+    images[range(3), ..., (2, 1, 0)] = 200
+    np.savez(folder / "samples.npz", arr_0=images, **arrays)
+    return folder / "samples.npz"
+
+
+def test_the_share_of_samples_that_are_of_their_class(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(EMOv2ForImageClassification, "forward", mean_colour)
+    samples = colour_samples(tmp_path, arr_1=np.array([0, 1, 1]))
+    results = results_of(tmp_path, model=model_folder, npz=samples)
+    assert (results["num_images"], results["top1"]) == (3, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [({}, "has no 'arr_1'"), ({"arr_1": np.array([0, 1, 3])}, r"arr_1 holds \[3\]; the model's classes are 0 … 2")],
+)
+def test_samples_without_fit_classes_are_refused(model_folder, tmp_path, arrays, message):
+    assert re.search(message, error_of(model=model_folder, npz=colour_samples(tmp_path, **arrays)))
 
 
 def test_other_classes_are_refused(pictures, tmp_path):
