@@ -107,7 +107,7 @@ class EfficientNetExtractor:
         # The package's names are another code's; the order of the tensors is the same.
         network.load_state_dict(dict(zip(names, tensors.values(), strict=True)))
         self.fingerprint = state_hash(network)
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = fuse_batch_norm(network).to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
         self.middle = MiddleLayer(self.network.blocks[4])
 
@@ -146,10 +146,15 @@ def state_hash(network: nn.Module) -> str:
 
 
 def fuse_batch_norm(network: nn.Module) -> nn.Module:
-    """Folds each BatchNorm of torch-fidelity's Inception into its convolution."""
+    """Folds each BatchNorm into the convolution before it, in place; the activation inside a norm of timm stays."""
     for module in network.modules():
-        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
-            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+        conv_name = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                conv_name = name
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(getattr(module, conv_name), child))
+                setattr(module, name, getattr(child, "act", nn.Identity()))
     return network
 
 

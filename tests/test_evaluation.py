@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch_fidelity
 import torch_fidelity.feature_extractor_inceptionv3 as inception_module
@@ -22,7 +23,13 @@ from torchvision.models import ResNet50_Weights
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.distances import Moments, frechet_distance, inception_score, nearest
 from demo_diffusion.eval.evaluate import main as evaluate
-from demo_diffusion.eval.extractors import EfficientNetExtractor, Features, InceptionExtractor, create_extractor
+from demo_diffusion.eval.extractors import (
+    EfficientNetExtractor,
+    Features,
+    InceptionExtractor,
+    create_extractor,
+    fuse_batch_norm,
+)
 from demo_diffusion.eval.feature_shards import FeatureShards
 from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
 from demo_diffusion.eval.image_sources import RealFolder, SampleFolder, to_uint8
@@ -144,6 +151,20 @@ def test_efficientnet_recognises_photographs():
         image = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)
         best = extractor(image[None]).logits[0].topk(5).indices
         assert expected in [ResNet50_Weights.DEFAULT.meta["categories"][i] for i in best]
+
+
+def test_folded_norms_change_no_feature():
+    """Of timm's blocks, which end in an activation inside the norm, with statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0")
+    images = torch.randn(4, 3, 64, 64)
+    network(images)
+    network.eval()
+    with torch.no_grad():
+        expected = network.forward_features(images)
+        folded = fuse_batch_norm(network)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert torch.allclose(folded.forward_features(images), expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
 
 
 def saved_pipeline(folder: Path, **config) -> DEMOPipeline:
