@@ -101,6 +101,21 @@ def test_fused_depthwise_conv_equals_conv_and_norm(stride, kernel_size):
     assert not torch.allclose(layer(tokens), expected)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_without_batch_norm_the_convolution_has_a_bias(mode):
+    """Value by value: a sum over the kernel's places, and no other sample matters."""
+    layer = getattr(randomize(DepthwiseConvNorm(6, 3, batch_norm=False)), mode)()
+    tokens = torch.randn(2, 4, 5, 6)
+    padded = torch.nn.functional.pad(tokens, (0, 0, 1, 1, 1, 1))
+    expected = layer.conv.bias + sum(
+        padded[:, i : i + 4, j : j + 5] * layer.conv.weight[:, 0, i, j] for i in range(3) for j in range(3)
+    )
+    torch.testing.assert_close(layer(tokens), expected, atol=1e-5, rtol=1e-5)
+    layer.fuse()
+    torch.testing.assert_close(layer(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert not list(layer.buffers())
+
+
 def test_training_and_loading_undo_fusion():
     layer = randomize(DepthwiseConvNorm(4, 3)).eval()
     layer.fuse()

@@ -233,7 +233,10 @@ def test_load_in_bfloat16(tmp_path):
     assert (output - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("options", [{}, {"window_position": "bias"}, {"rotary_positions": True, "qk_norm": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_norm": False}, {"window_position": "bias"}, {"rotary_positions": True, "qk_norm": True}],
+)
 @torch.no_grad()
 def test_autocast(options):
     model = tiny_transformer(**options)

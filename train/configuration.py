@@ -25,6 +25,7 @@ class ModelConfig:
     attention_mode: str | None = describe(None, "none, neighborhood, remote or spanning")
     window_size: int | None = describe(None, "side of the attention windows in tokens")
     kernel_size: int | None = describe(None, "odd side of the depthwise convolution")
+    batch_norm: bool | None = describe(None, "BatchNorm after the depthwise convolution, or else its bias")
     mlp_ratio: float | None = describe(None, "width of DiT's MLP over the network's width")
     out_channels: int | None = describe(None, "output channels; None: what the objective needs")
     timestep_scale: float | None = describe(None, "factor on the timestep; 1000 suits the flow objective's t in [0, 1]")

@@ -17,6 +17,7 @@ class ConvNorm(Foldable):
     Args:
         kernel_size: odd side of the convolution, which pads by half of it.
         groups, bias: of the convolution.
+        batch_norm: False: without BatchNorm.
     """
 
     def __init__(
@@ -28,18 +29,21 @@ class ConvNorm(Foldable):
         groups: int = 1,
         bias: bool = False,
         eps: float = 1e-6,
+        batch_norm: bool = True,
     ):
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
         )
-        self.norm = nn.BatchNorm2d(out_channels, eps=eps)
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps) if batch_norm else nn.Identity()
         self.unfuse()
 
     @torch.no_grad()
     def fuse(self) -> None:
         """Computes one convolution's weight and bias from the two layers and the running statistics."""
         norm = self.norm
+        if isinstance(norm, nn.Identity):
+            return
         self._set_fused(
             *fuse_conv_bn_weights(
                 self.conv.weight, self.conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -61,13 +65,14 @@ class ConvNorm(Foldable):
 
 
 class DepthwiseConvNorm(ConvNorm):
-    """BatchNorm(DepthwiseConv(x)) without convolution bias.
+    """BatchNorm(DepthwiseConv(x)); the convolution has a bias only without BatchNorm.
 
     Shapes: (B, H, W, C) -> (B, ⌈H / stride⌉, ⌈W / stride⌉, C).
     """
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6):
-        super().__init__(channels, channels, kernel_size, stride, groups=channels, eps=eps)
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6, batch_norm: bool = True):
+        bias = not batch_norm
+        super().__init__(channels, channels, kernel_size, stride, channels, bias, eps, batch_norm)
 
     def add_silu(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens + SiLU(self(tokens)), of stride 1: (B, H, W, C) -> (B, H, W, C)."""

@@ -53,6 +53,7 @@ class MobileMixer(nn.Module):
         attend_before_value: EMOv1's order, z = act(Linear(attention(q, k, input))); heads then split the input.
         value_projection: False: z is the input itself (the stems).
         squeeze_excitation: after the convolution and its SiLU (EMOv1's stem).
+        batch_norm: BatchNorm after the convolution; False: the convolution has a bias instead.
         skip: add z to the convolution's output; None: where the stride is 1.
 
     Raises:
@@ -77,6 +78,7 @@ class MobileMixer(nn.Module):
         value_projection: bool = True,
         squeeze_excitation: bool = False,
         skip: bool | None = None,
+        batch_norm: bool = True,
     ):
         super().__init__()
         hidden_channels = int(in_channels * expansion_ratio)
@@ -105,7 +107,7 @@ class MobileMixer(nn.Module):
             if window_position is not None:
                 self.window_position = _window_position(window_position, num_heads, head_dim, window_size)
         self.v = FoldableLinear(in_channels, hidden_channels) if value_projection else None
-        self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps)
+        self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps, batch_norm)
         self.squeeze_excitation = SqueezeExcitation(hidden_channels) if squeeze_excitation else None
         self.proj = FoldableLinear(hidden_channels, out_channels, bias=False)
 

@@ -58,6 +58,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
             [0, 1] as SiT does; 1000 spreads t in [0, 1] over the range that the features were made for.
         reverse_time: features of 1 − t instead of t, for t in [0, 1]: SiT's time.
         timestep_frequency_shift: the i-th of 128 frequencies is 10000^(−i / (128 − shift)); 0 in DiT, 1 in diffusers'.
+        batch_norm: BatchNorm after the depthwise convolution; False: the convolution has a bias instead.
         norm_eps: of LayerNorm and BatchNorm.
         qk_norm: RMSNorm of each head's queries and keys.
         rotary_positions: turn queries and keys by their row and column in the whole grid.
@@ -84,6 +85,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         attention_mode: str = "spanning",
         window_size: int = 8,
         kernel_size: int = 5,
+        batch_norm: bool = True,
         num_classes: int = 1000,
         timestep_scale: float = 1.0,
         reverse_time: bool = False,
@@ -111,6 +113,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
                 attention_mode=attention_mode,
                 window_size=window_size,
                 kernel_size=kernel_size,
+                batch_norm=batch_norm,
                 qk_norm=qk_norm,
                 window_position=window_position,
             ),
