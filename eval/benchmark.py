@@ -27,6 +27,7 @@ from demo_diffusion.eval.operator_profile import profile_operators
 from demo_diffusion.eval.roofline import Rates, measure_rates
 from demo_diffusion.eval.timing import Clock, peak_bytes, ratio_to, time_in_turns
 from demo_diffusion.eval.workloads import CANDIDATES, DTYPES, REFERENCE, Case, Workload, make_workload
+from demo_diffusion.models.presets import check_fields
 
 COMMANDS = {
     "block": "one block: inference and training step",
@@ -88,7 +89,7 @@ def profile_case(case: Case, names: list[str]) -> list[dict]:
 
 
 def describe(case: Case, workload: Workload) -> dict:
-    fields = ("part", "size", "mode", "precision", "compiled", "batch_size", "steps")
+    fields = ("part", "size", "mode", "precision", "compiled", "batch_size", "steps", "overrides")
     return {**{name: getattr(case, name) for name in fields}, "num_blocks": workload.num_blocks}
 
 
@@ -99,6 +100,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         "device": torch.device(options.device),
         "depth": options.depth,
         "steps": options.steps,
+        "overrides": dict(options.override),
     }
     for choice in itertools.product(options.sizes, options.modes, options.precision, COMPILED[options.compile]):
         yield Case(part, *choice, **settings)
@@ -132,6 +134,14 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         default=["fp32"],
         help="bf16: weights, in training autocast; default: fp32",
     )
+    add(
+        "--override",
+        nargs="+",
+        type=_field,
+        default=[],
+        metavar="FIELD=NUMBER",
+        help="config fields of all networks, such as num_attention_heads=4 attention_head_dim=32",
+    )
     add("--compile", choices=COMPILED, default="none", help="each block by torch.compile (default: none)")
     add("--batch_size", type=int, help=f"default: {BATCH_SIZE['cpu']} on a CPU, {BATCH_SIZE['cuda']} on a GPU")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
@@ -156,12 +166,24 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         add("--rounds", type=int, default=20, help="calls of each network that count (default: 20)")
 
 
+def _field(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=NUMBER, such as num_layers=4")
+    return name, int(number)
+
+
 def _problem(options: argparse.Namespace) -> str | None:
     """What cannot be done."""
     numbers = ("batch_size", "threads", "depth", "steps", "top", "rounds")
     given = {name: getattr(options, name, None) for name in numbers}
     if too_small := [f"--{name}" for name, value in given.items() if value is not None and value < 1]:
         return f"{', '.join(too_small)} must be at least 1."
+    try:
+        for candidate in options.candidates:
+            check_fields(f"{CANDIDATES[candidate].family}-S/2", dict(options.override))
+    except ValueError as error:
+        return f"--override: {error}"
     if options.out is not None and not options.out.absolute().parent.is_dir():
         return f"--out is {options.out}, whose folder does not exist."
     if options.out is not None and (options.out.is_dir() or not os.access(options.out.absolute().parent, os.W_OK)):

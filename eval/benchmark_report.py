@@ -73,6 +73,7 @@ def title(row: dict) -> str:
     """What all rows of a table have in common."""
     blocks = f"{row['num_blocks']} block" + "s" * (row["num_blocks"] > 1)
     parts = [row["part"], f"{row['size']}/2", blocks, row["mode"], row["precision"]]
+    parts += [f"{field} {number}" for field, number in row["overrides"].items()]
     parts.append("compiled" if row["compiled"] else "eager")
     if row["part"] == "sampling":
         parts.append(f"{row['steps']} steps")
