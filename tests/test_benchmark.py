@@ -218,7 +218,7 @@ def test_clock_counts_this_thread_alone():
         (["model", "--precision", "fp16"], "invalid choice: 'fp16'"),
         (["block", "--rounds", "0", "--batch_size", "-1"], "--batch_size, --rounds must be at least 1"),
         (["model", "--override", "num_layers"], "'num_layers' is not FIELD=NUMBER, such as num_layers=4"),
-        (["model", "--override", "width=4"], r"--override: DiT-S/2 has no config field \['width'\]"),
+        (["model", "--override", "width=4"], "--override: DiT-S/2 has no config field ['width']"),
         (["sampling", "--steps", "0"], "--steps must be at least 1"),
         (["block", "--out", "/nowhere/speed.json"], "whose folder does not exist"),
         (["training", "--modes", "inference"], "unrecognized arguments"),
