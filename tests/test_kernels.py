@@ -159,6 +159,13 @@ def test_small_samples_keep_the_definition(monkeypatch):
     assert operators.names == {"_linear_pointwise"}
 
 
+def test_training_in_bf16_keeps_the_definition_of_attention():
+    model = tiny_transformer()
+    with Operators() as operators:
+        training_step(model, *inputs_for(model), precision=torch.bfloat16)
+    assert operators.names == {"cpu_depthwise_conv", "cpu_depthwise_conv_backward"}
+
+
 def test_training_on_several_threads_keeps_the_definition():
     model = tiny_transformer()
     torch.set_num_threads(2)

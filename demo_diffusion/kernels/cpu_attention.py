@@ -13,23 +13,23 @@ from .switch import is_enabled
 from .window_order import has_window_order, products_in_window_order, view_in_window_order, window_batches
 
 KINDS = {"neighborhood": ["neighborhood"], "remote": ["remote"], "spanning": ["remote", "neighborhood"]}
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.float64)
 MIN_ELEMENTS = 2**16  # of a sample's tokens; with fewer, calls sample by sample cost more than they save
 
 
 def supports(tokens: torch.Tensor, window_size: int) -> bool:
     """Whether `cpu_spanning_attention` takes what is computed from tokens (B, H, W, C), H and W whole windows.
 
-    It works sample by sample and in float32. The definition is faster in training on several threads, and in bfloat16
-    without gradients on processors that have such products.
+    It works sample by sample. The definition is faster in training on several threads, and in bfloat16 on processors
+    that have such products.
     """
-    is_reduced = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return (
         is_enabled()
         and tokens.device.type == "cpu"
         and tokens.dtype in DTYPES
+        and not torch.is_autocast_enabled("cpu")
         and tokens.shape[1] * tokens.shape[2] * tokens.shape[3] >= MIN_ELEMENTS
-        and (is_single_threaded() if torch.is_grad_enabled() else not is_reduced)
+        and (is_single_threaded() or not torch.is_grad_enabled())
         and has_window_order(tokens.shape[1], tokens.shape[2], window_size)
     )
 
@@ -99,10 +99,9 @@ def _(query, key, value, num_heads, window_size, grid, mode):
 
 
 def _new_probabilities(query: torch.Tensor, num_heads: int, window_size: int, mode: str, *batch: int) -> torch.Tensor:
-    """(*batch, kinds, windows · heads, window_size², window_size²), empty; float32 for bfloat16, as softmax needs."""
+    """(*batch, kinds, windows · heads, window_size², window_size²), empty."""
     count = query.shape[1] // window_size**2
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(*batch, len(KINDS[mode]), count * num_heads, window_size**2, window_size**2, dtype=dtype)
+    return query.new_empty(*batch, len(KINDS[mode]), count * num_heads, window_size**2, window_size**2)
 
 
 def _attend(
@@ -118,8 +117,7 @@ def _attend(
     """The attention in raster order; writes each sample's probabilities."""
     output = value.new_empty(len(value), *grid, value.shape[-1])
     scores = _new_probabilities(query, num_heads, window_size, mode)
-    for *qkv, p, raster in zip(query, key, value, probabilities, output, strict=True):
-        q, k, v = (x.to(scores.dtype) for x in qkv)
+    for q, k, v, p, raster in zip(query, key, value, probabilities, output, strict=True):
         _multiply_windows(q, k, KINDS[mode], scores, (q.shape[-1] // num_heads) ** -0.5)
         torch.softmax(scores, dim=-1, out=p)
         _sum_over_windows(p, v, KINDS[mode], view_in_window_order(raster, window_size))
@@ -180,8 +178,7 @@ def _attention_backward(
     grad_probabilities, grad_scores = probabilities.new_empty(2, *probabilities.shape[1:])
     ordered = probabilities.new_empty(value.shape[1:])
     samples = zip(grad.contiguous(), query, key, value, probabilities, *gradients, strict=True)
-    for g, *qkv, p, grad_q, grad_k, grad_v in samples:
-        q, k, v = (x.to(p.dtype) for x in qkv)
+    for g, q, k, v, p, grad_q, grad_k, grad_v in samples:
         raster = view_in_window_order(g, window_size)
         ordered.view(raster.shape).copy_(raster)
         _multiply_windows(ordered, v, KINDS[mode], grad_probabilities)
