@@ -166,6 +166,15 @@ def test_training_in_bf16_keeps_the_definition_of_attention():
     assert operators.names == {"cpu_depthwise_conv", "cpu_depthwise_conv_backward"}
 
 
+def test_a_convolution_without_batch_norm_is_trained_by_the_kernel_too():
+    models = twins(batch_norm=False)
+    inputs = inputs_for(models[0])
+    with Operators() as operators:
+        fused = training_step(models[0], *inputs)
+    assert "cpu_depthwise_conv" in operators.names
+    assert_near(fused, by_definition(training_step, models[1], *inputs), 1e-5)
+
+
 def test_training_on_several_threads_keeps_the_definition():
     model = tiny_transformer()
     torch.set_num_threads(2)

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .guards import are_plain, is_single_threaded, refuse_second_derivative
+from .guards import is_plain, is_single_threaded, refuse_second_derivative
 from .switch import is_enabled
 
 CHANNELS_AT_ONCE = 64
 
 
-def supports(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether `cpu_depthwise_conv` may stand for `conv`, a depthwise convolution without bias, and is faster."""
+def supports(tokens: torch.Tensor, conv: nn.Module) -> bool:
+    """Whether `cpu_depthwise_conv` may stand for `conv`, a depthwise convolution, but for its bias, and is faster."""
     is_serial_cpu = tokens.device.type == "cpu" and is_single_threaded()
-    return is_enabled() and is_serial_cpu and are_plain(tokens, conv, norm) and conv.padding_mode == "zeros"
+    return is_enabled() and is_serial_cpu and is_plain(tokens, conv, nn.Conv2d) and conv.padding_mode == "zeros"
 
 
 @torch.library.custom_op("demo_diffusion::cpu_depthwise_conv", mutates_args=())

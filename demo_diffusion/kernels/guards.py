@@ -12,13 +12,17 @@ def is_single_threaded() -> bool:
     return torch.get_num_threads() == 1
 
 
-def are_plain(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether nothing happens in these modules but their own arithmetic, on tensors that lie where `tokens` do.
+def is_plain(tokens: torch.Tensor, module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing happens in a module but the arithmetic of `kind`, on tensors that lie where `tokens` do.
 
     Hooks, parametrisations, adapters in a layer's place, weights that are offloaded or sharded: all need the call.
     """
-    types = type(conv), type(norm)
-    return types == (nn.Conv2d, nn.BatchNorm2d) and _is_plain(tokens, conv) and _is_plain(tokens, norm)
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return (
+        type(module) is kind
+        and not any(getattr(module, name) for name in HOOKS)
+        and all(x is None or (type(x) in PLAIN_TENSORS and x.device == tokens.device) for x in tensors)
+    )
 
 
 def refuse_second_derivative(ctx, *gradients):
@@ -30,11 +34,4 @@ def refuse_second_derivative(ctx, *gradients):
     raise RuntimeError(
         "The fused kernels have first derivatives only. Run the forward pass inside `with "
         "demo_diffusion.kernels.disabled():`, or set DEMO_KERNELS=0, to differentiate twice."
-    )
-
-
-def _is_plain(tokens: torch.Tensor, module: nn.Module) -> bool:
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    return not any(getattr(module, name) for name in HOOKS) and all(
-        x is None or (type(x) in PLAIN_TENSORS and x.device == tokens.device) for x in tensors
     )

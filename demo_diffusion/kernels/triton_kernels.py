@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .guards import are_plain
+from .guards import is_plain
 from .switch import is_enabled
 
 try:
@@ -33,7 +33,8 @@ def triton_attention_supports(query: torch.Tensor, *others) -> bool:
 
 def triton_depthwise_supports(tokens: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
     """Whether `triton_conv_norm_silu_add` takes these."""
-    return _are_kernels_for(tokens) and are_plain(tokens, conv, norm) and triton_depthwise.supports(tokens, conv, norm)
+    are_plain = is_plain(tokens, conv, nn.Conv2d) and is_plain(tokens, norm, nn.BatchNorm2d)
+    return _are_kernels_for(tokens) and are_plain and triton_depthwise.supports(tokens, conv, norm)
 
 
 def _are_kernels_for(tokens: torch.Tensor) -> bool:

@@ -65,7 +65,7 @@ class ConvNorm(Foldable):
 
 
 class DepthwiseConvNorm(ConvNorm):
-    """BatchNorm(DepthwiseConv(x)); the convolution has a bias only without BatchNorm.
+    """BatchNorm(DepthwiseConv(x)); the convolution has a bias, zero at first, only without BatchNorm.
 
     Shapes: (B, H, W, C) -> (B, ⌈H / stride⌉, ⌈W / stride⌉, C).
     """
@@ -73,6 +73,8 @@ class DepthwiseConvNorm(ConvNorm):
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6, batch_norm: bool = True):
         bias = not batch_norm
         super().__init__(channels, channels, kernel_size, stride, channels, bias, eps, batch_norm)
+        if bias:
+            nn.init.zeros_(self.conv.bias)
 
     def add_silu(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens + SiLU(self(tokens)), of stride 1: (B, H, W, C) -> (B, H, W, C)."""
@@ -84,7 +86,9 @@ class DepthwiseConvNorm(ConvNorm):
 
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.permute(0, 2, 3, 1)
-        if not (torch.is_grad_enabled() and kernels.cpu_depthwise_supports(tokens, self.conv, self.norm)):
+        if not (torch.is_grad_enabled() and kernels.cpu_depthwise_supports(tokens, self.conv)):
             return self.conv(x)
         weight = self.conv.weight.to(x.dtype)  # as autocast has it
-        return kernels.cpu_depthwise_conv(tokens, weight, self.conv.stride[0]).permute(0, 3, 1, 2)
+        output = kernels.cpu_depthwise_conv(tokens, weight, self.conv.stride[0])
+        output = output if self.conv.bias is None else output + self.conv.bias.to(x.dtype)
+        return output.permute(0, 3, 1, 2)
