@@ -68,7 +68,8 @@ class Checkpoints:
         """
         checkpoint = self.folder / f"step-{step:09d}"
         if checkpoint not in (found := self._all()):
-            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {[step_of(c) for c in found]}.")
+            steps = ", ".join(str(step_of(each)) for each in found) or "none"
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {steps}.")
         if damage := damage_of(checkpoint):
             raise ValueError(f"The checkpoint {checkpoint} is damaged: {damage}.")
         return checkpoint

@@ -43,9 +43,9 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))
     replace_folder(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
-    step = progress_of(checkpoint).step
-    write_model_card(run, out, config, data.dataset, RunFolder(run).read_losses(step))
-    print(f"Wrote {out}: step {step}, moving average {decay}.")
+    done = progress_of(checkpoint).step
+    write_model_card(run, out, config, data.dataset, RunFolder(run).read_losses(done), done)
+    print(f"Wrote {out}: step {done}, moving average {decay}.")
 
 
 def main(arguments: list[str] | None = None) -> None:

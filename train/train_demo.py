@@ -117,7 +117,7 @@ class DiffusionTrainer(Trainer):
             print(report)
         self.plot_losses()
         self._save_pipeline(pipeline, "pipeline")
-        write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows)
+        write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows, self.num_steps)
         print(f"Pipeline, samples.png and loss.png are in {folder}.")
         if run.push_to_hub is not None:
             upload(folder / "pipeline", run.push_to_hub)
