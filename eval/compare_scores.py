@@ -4,7 +4,7 @@ Scores are those in RUN/evaluation/step-*/results.json, which `eval_every` of a 
 `eval/evaluate.py --out RUN/evaluation/step-000010000` on a pipeline of that step. The table compares the runs at the
 last step at which all were scored, and at the time that the fastest took to its last score, between scores linearly.
 Time is steps at the run's median speed, so that compiling, and what else the machine did, count less. The plot shows
-the first metric over both. Scores that differ in samples, sampler's steps, guidance or reference are refused.
+the first metric over both. Scores that were not drawn alike are refused. Losses of different objectives do not compare.
 """
 
 import argparse
@@ -20,8 +20,12 @@ import yaml
 from demo_diffusion.eval.compare_runs import PLOT_FORMATS, markdown_table
 from demo_diffusion.train.run_folder import RunFolder
 
-ALIKE = ("num_samples", "num_inference_steps", "guidance_scale", "reference_sha256")  # in scores that are compared
-LOSS_SHARE = 10  # a run's loss at a time is the mean over the tenth of the steps before
+# Of the fingerprints of scores that are compared.
+ALIKE = (
+    "num_samples", "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_channels", "labels", "dtype",
+    "reference_sha256",
+)  # fmt: skip
+LOSS_SHARE = 10
 
 
 @dataclass
@@ -31,7 +35,7 @@ class ScoredRun:
     Attributes:
         steps, losses: of each logged row.
         seconds_per_step: by the median of the logged speeds.
-        settings: what all scores have alike.
+        fingerprint: of the first score; in ALIKE those of the others are the same.
         scored_steps: ascending.
         scores: metric -> value at each of `scored_steps`.
     """
@@ -40,7 +44,7 @@ class ScoredRun:
     steps: np.ndarray
     losses: np.ndarray
     seconds_per_step: float
-    settings: dict
+    fingerprint: dict
     scored_steps: np.ndarray
     scores: dict[str, np.ndarray]
 
@@ -50,51 +54,56 @@ class ScoredRun:
         folder = RunFolder(run)
         rows = folder.read_losses(math.inf)
         if not rows or not folder.config_file.is_file():
-            raise ValueError(f"{run} is not the folder of a training; it lacks loss.csv or config.yaml.")
+            raise ValueError(
+                f"{run} lacks loss.csv or config.yaml; it is not the folder of a training, or has no checkpoint yet."
+            )
         steps, losses, speeds = (np.array([row[n] for row in rows]) for n in ("step", "loss", "images_per_second"))
         batch_size = yaml.safe_load(folder.config_file.read_text())["optimization"]["batch_size"]
         files = sorted(run.glob("evaluation/step-*/results.json"))
         if not files:
             raise ValueError(f"{run} has no scores in evaluation/step-*/results.json.")
-        settings = _settings_of(files[0])
-        for file in files:
-            _check_alike(files[0], settings, file, _settings_of(file))
-        scored = {_step_of(file): _metrics_of(file, metrics) for file in files}
-        scored_steps = np.array(sorted(scored))
-        if scored_steps[-1] > steps[-1]:
-            raise ValueError(f"{run} has a score of step {scored_steps[-1]}, but losses up to step {steps[-1]} only.")
-        scores = {name: np.array([scored[step][name] for step in scored_steps]) for name in metrics}
-        return cls(str(run), steps, losses, batch_size / float(np.median(speeds)), settings, scored_steps, scores)
+        found = sorted((_read_score(file, metrics) for file in files), key=lambda score: score[0])
+        scored_steps, scores, fingerprints = zip(*found, strict=True)
+        for step, fingerprint in zip(scored_steps, fingerprints, strict=True):
+            _check_alike((*ALIKE, "sampler"), f"{run}'s first step", fingerprints[0], f"step {step}", fingerprint)
+        values = {name: np.array([score[name] for score in scores]) for name in metrics}
+        seconds_per_step = batch_size / float(np.median(speeds))
+        return cls(str(run), steps, losses, seconds_per_step, fingerprints[0], np.array(scored_steps), values)
 
     def loss_until(self, step: float) -> float:
-        window = (self.steps <= step) & (self.steps > step * (1 - 1 / LOSS_SHARE))
-        return float(self.losses[window].mean())
+        """The mean over the tenth of the steps before `step`; not a number if they were not logged."""
+        if step > self.steps[-1] + 0.5:
+            return math.nan
+        rows = np.flatnonzero(self.steps <= step + 0.5)
+        in_window = rows[self.steps[rows] > step * (1 - 1 / LOSS_SHARE)]
+        rows = in_window if len(in_window) else rows[-1:]
+        return float(self.losses[rows].mean()) if len(rows) else math.nan
 
     def at(self, step: float) -> dict[str, float]:
-        """Loss and scores, between two scores linearly."""
-        scores = {name: float(np.interp(step, self.scored_steps, values)) for name, values in self.scores.items()}
+        """Loss and scores, between two scores linearly; not a number before the first score."""
+        scores = {n: float(np.interp(step, self.scored_steps, v, left=math.nan)) for n, v in self.scores.items()}
         return {"loss": self.loss_until(step), **scores}
 
 
-def _step_of(results: Path) -> int:
-    return int(results.parent.name.removeprefix("step-"))
+def _read_score(results: Path, metrics: list[str]) -> tuple[int, dict[str, float], dict]:
+    """Step, metrics and fingerprint of a score."""
+    try:
+        step, content = int(results.parent.name.removeprefix("step-")), json.loads(results.read_text())
+        scores, fingerprint = dict(content["metrics"]), dict(content["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{results} is not what eval/evaluate.py writes to RUN/evaluation/step-N: {error!r}"
+        ) from error
+    if missing := [name for name in metrics if scores.get(name) is None]:
+        measured = ", ".join(name for name, value in scores.items() if value is not None)
+        raise ValueError(f"{results} has no {', '.join(missing)}; it has {measured}.")
+    return step, scores, fingerprint
 
 
-def _settings_of(results: Path) -> dict:
-    fingerprint = json.loads(results.read_text())["fingerprint"]
-    return {name: fingerprint.get(name) for name in ALIKE}
-
-
-def _check_alike(name: Path | str, settings: dict, other_name: Path | str, other: dict) -> None:
-    if differing := [f"{key} ({settings[key]}, {other[key]})" for key in ALIKE if settings[key] != other[key]]:
+def _check_alike(fields: tuple[str, ...], name: str, one: dict, other_name: str, other: dict) -> None:
+    differing = [f"{key} ({one.get(key)}, {other.get(key)})" for key in fields if one.get(key) != other.get(key)]
+    if differing:
         raise ValueError(f"The scores of {name} and {other_name} differ in {', '.join(differing)}.")
-
-
-def _metrics_of(results: Path, names: list[str]) -> dict[str, float]:
-    metrics = json.loads(results.read_text())["metrics"]
-    if missing := [name for name in names if metrics.get(name) is None]:
-        raise ValueError(f"{results} has no {', '.join(missing)}; it has {', '.join(metrics)}.")
-    return metrics
 
 
 def comparison(runs: list[ScoredRun]) -> list[dict[str, str]]:
@@ -104,7 +113,7 @@ def comparison(runs: list[ScoredRun]) -> list[dict[str, str]]:
         ValueError: if no step was scored in all runs, or their scores are not of the same kind.
     """
     for run in runs:
-        _check_alike(runs[0].name, runs[0].settings, run.name, run.settings)
+        _check_alike(ALIKE, runs[0].name, runs[0].fingerprint, run.name, run.fingerprint)
     common = set.intersection(*(set(run.scored_steps.tolist()) for run in runs))
     if not common:
         raise ValueError("There is no step at which all runs were scored.")
@@ -115,7 +124,7 @@ def comparison(runs: list[ScoredRun]) -> list[dict[str, str]]:
 
 def _row(run: ScoredRun, where: str, step: float) -> dict[str, str]:
     seconds = f"{step * run.seconds_per_step:,.0f}"
-    values = {name: f"{value:.4g}" for name, value in run.at(step).items()}
+    values = {name: "–" if math.isnan(value) else f"{value:.4g}" for name, value in run.at(step).items()}
     return {"run": run.name, "at": where, "steps": f"{step:,.0f}", "seconds": seconds, **values}
 
 
@@ -152,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
         runs = [ScoredRun.read(path, options.metrics) for path in options.runs]
         rows = comparison(runs)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(markdown_table(rows))
     save_score_curves(options.out, runs, options.metrics[0])
