@@ -21,13 +21,12 @@ from pathlib import Path
 
 import torch
 
-from demo_diffusion import kernels
+from demo_diffusion import create_transformer, kernels
 from demo_diffusion.eval.benchmark_report import Report, operator_table, speed_table, title
 from demo_diffusion.eval.operator_profile import profile_operators
 from demo_diffusion.eval.roofline import Rates, measure_rates
 from demo_diffusion.eval.timing import Clock, peak_bytes, ratio_to, time_in_turns
 from demo_diffusion.eval.workloads import CANDIDATES, DTYPES, REFERENCE, Case, Workload, make_workload
-from demo_diffusion.models.presets import check_fields
 
 COMMANDS = {
     "block": "one block: inference and training step",
@@ -168,8 +167,8 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
 
 def _field(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
-    if not number.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=NUMBER, such as num_layers=4")
+    if not number.isdigit() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=NUMBER, such as patch_size=4")
     return name, int(number)
 
 
@@ -179,9 +178,12 @@ def _problem(options: argparse.Namespace) -> str | None:
     given = {name: getattr(options, name, None) for name in numbers}
     if too_small := [f"--{name}" for name, value in given.items() if value is not None and value < 1]:
         return f"{', '.join(too_small)} must be at least 1."
+    if "num_layers" in dict(options.override):
+        return "--override has num_layers; --depth is the number of blocks, and block and profile have one."
     try:
-        for candidate in options.candidates:
-            check_fields(f"{CANDIDATES[candidate].family}-S/2", dict(options.override))
+        with torch.device("meta"):
+            for candidate, size in itertools.product(options.candidates, options.sizes):
+                create_transformer(f"{CANDIDATES[candidate].family}-{size}/2", num_layers=1, **dict(options.override))
     except ValueError as error:
         return f"--override: {error}"
     if options.out is not None and not options.out.absolute().parent.is_dir():

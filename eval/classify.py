@@ -22,12 +22,13 @@ from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
 import demo_diffusion  # noqa: F401  (registers EMOv2 with transformers' Auto classes)
 from demo_diffusion.eval.accuracy import Accuracy, measure_accuracy
 from demo_diffusion.eval.extractors import full_precision, state_hash
+from demo_diffusion.eval.fingerprint import file_hash
 from demo_diffusion.eval.image_sources import SampleArray
 from demo_diffusion.train.classification_data import Pictures, PreparedPictures
 from demo_diffusion.train.common_configuration import DataConfig
 from demo_diffusion.train.config_parsing import describe
 from demo_diffusion.train.distillation import check_classes, load_classifier
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.train.image_data import LabelledImages, load_images
 from demo_diffusion.train.run_folder import provenance, replace_text
 
 
@@ -37,7 +38,9 @@ class ClassifyConfig:
 
     model: str = describe("", "folder or hub id of a classifier, timm's models as timm/NAME")
     dataset: str | None = describe(None, "as in training: folder of class folders, .parquet file or hub id")
-    npz: str | None = describe(None, "samples in place of a dataset: arr_0 (N, H, W, 3) uint8, arr_1 their classes")
+    npz: str | None = describe(
+        None, "samples in place of a dataset: arr_0 (N, H, W, 3) uint8, arr_1 class ids of the model"
+    )
     split: str = describe("validation", "split of the dataset")
     image_column: str | None = describe(None, "column of the images; default: the only one of that type")
     label_column: str | None = describe(None, "column of the class labels; default: the only one of that type")
@@ -67,15 +70,13 @@ class SamplePictures(Dataset):
     """Generated images as (RGB picture, class id).
 
     Raises:
-        ValueError: if the file holds something else, or no classes or others than `num_classes`.
+        ValueError: if the file holds something else, or no classes.
     """
 
-    def __init__(self, path: Path, num_classes: int):
+    def __init__(self, path: Path):
         self.samples = SampleArray(path)
         if self.samples.labels is None:
             raise ValueError(f"{path} has no 'arr_1', the classes of the samples.")
-        if outside := sorted({label for label in self.samples.labels if not 0 <= label < num_classes}):
-            raise ValueError(f"{path}: arr_1 holds {outside}; the model's classes are 0 … {num_classes - 1}.")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,14 +85,23 @@ class SamplePictures(Dataset):
         return Image.fromarray(self.samples.images[index]), self.samples.labels[index]
 
 
-def open_pictures(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:
-    """Raises a ValueError if they cannot be read or have other classes than the model."""
+def open_data(config: ClassifyConfig) -> LabelledImages | SamplePictures:
+    """Raises a ValueError if it cannot be read."""
     if config.npz:
-        return SamplePictures(Path(config.npz), model.config.num_labels)
+        return SamplePictures(Path(config.npz))
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
-    images = load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
-    check_classes(config.model, model, images.id2label)
-    return Pictures(images)
+    return load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
+
+
+def pictures_of(data: LabelledImages | SamplePictures, name: str, model: PreTrainedModel) -> Dataset:
+    """Raises a ValueError if the data has other classes than the model."""
+    if isinstance(data, LabelledImages):
+        check_classes(name, model, data.id2label)
+        return Pictures(data)
+    least, greatest, last = min(data.samples.labels), max(data.samples.labels), model.config.num_labels - 1
+    if least < 0 or greatest > last:
+        raise ValueError(f"The samples have classes {least} … {greatest}, {name} has 0 … {last}.")
+    return data
 
 
 def change_crop(processor: BaseImageProcessor, resolution: int | None, crop_pct: float | None) -> None:
@@ -121,8 +131,9 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
         ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
     """
     config.check()
+    data = open_data(config)
     model, processor = load_classifier(config.model)
-    pictures = open_pictures(config, model)
+    pictures = pictures_of(data, config.model, model)
     change_crop(processor, config.resolution, config.crop_pct)
     fingerprint = state_hash(model)
     model.to(state.device)
@@ -135,6 +146,7 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
         "input": list(samples[0][0].shape),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_sha256": fingerprint,
+        **({"npz_sha256": file_hash(Path(config.npz))} if config.npz else {}),
         **provenance(state),
     }
 

@@ -9,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMParallelScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
 )
@@ -122,6 +123,8 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
     else:
         if isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "leading":
             _check_divides(num_inference_steps, scheduler.config.num_train_timesteps)
+        if isinstance(scheduler, DPMSolverMultistepScheduler) and not scheduler.config.use_flow_sigmas:
+            _check_fewer(num_inference_steps, scheduler.config.num_train_timesteps)
         scheduler.set_timesteps(num_inference_steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks the first timestep up, and finds the second of two equal ones
@@ -134,6 +137,15 @@ def _check_divides(num_inference_steps: int, num_train_timesteps: int) -> None:
             f"num_inference_steps is {num_inference_steps}; DDIM's steps end where the next ones start only if it "
             f"divides {num_train_timesteps}. Use such a number (20, 25, 40, 50, 100, 125, 200, 250 of 1000), or "
             "DPMSolverMultistepScheduler."
+        )
+
+
+def _check_fewer(num_inference_steps: int, num_train_timesteps: int) -> None:
+    """diffusers' DPM-Solver divides by zero between two equal timesteps."""
+    if num_inference_steps >= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}; DPM-Solver's timesteps differ only if there are fewer than "
+            f"{num_train_timesteps}. 10 to 50 are usual."
         )
 
 

@@ -62,11 +62,22 @@ def test_table_and_file(arguments, num_rows, tmp_path, capsys, monkeypatch):
 def test_networks_of_other_fields_are_compared(tmp_path, capsys, monkeypatch):
     small_rates(monkeypatch)
     out = tmp_path / "speed.json"
-    arguments = ["model", "--override", "num_layers=2", "in_channels=3", "--modes", "inference", "--rounds", "1"]
+    arguments = [
+        "model",
+        "--override",
+        "patch_size=4",
+        "in_channels=3",
+        "--depth",
+        "2",
+        "--modes",
+        "inference",
+        "--rounds",
+        "1",
+    ]
     benchmark.main([*arguments, "--batch_size", "1", "--candidates", "demo", "--device", "cpu", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
-    assert all(row["num_blocks"] == 2 and row["overrides"] == {"num_layers": 2, "in_channels": 3} for row in rows)
-    assert "2 blocks, inference, fp32, num_layers 2, in_channels 3, eager" in capsys.readouterr().out
+    assert all(row["num_blocks"] == 2 and row["overrides"] == {"patch_size": 4, "in_channels": 3} for row in rows)
+    assert "2 blocks, inference, fp32, patch_size 4, in_channels 3, eager" in capsys.readouterr().out
 
 
 def test_profile_lays_operators_side_by_side(tmp_path, capsys, monkeypatch):
@@ -217,7 +228,10 @@ def test_clock_counts_this_thread_alone():
         (["block", "--sizes", "M"], "invalid choice: 'M'"),
         (["model", "--precision", "fp16"], "invalid choice: 'fp16'"),
         (["block", "--rounds", "0", "--batch_size", "-1"], "--batch_size, --rounds must be at least 1"),
-        (["model", "--override", "num_layers"], "'num_layers' is not FIELD=NUMBER, such as num_layers=4"),
+        (["model", "--override", "patch_size"], "'patch_size' is not FIELD=NUMBER, such as patch_size=4"),
+        (["model", "--override", "patch_size=0"], "'patch_size=0' is not FIELD=NUMBER"),
+        (["model", "--override", "patch_size=5"], "--override: "),
+        (["model", "--override", "num_layers=4"], "--depth is the number of blocks"),
         (["model", "--override", "width=4"], "--override: DiT-S/2 has no config field ['width']"),
         (["sampling", "--steps", "0"], "--steps must be at least 1"),
         (["block", "--out", "/nowhere/speed.json"], "whose folder does not exist"),

@@ -13,7 +13,7 @@ from demo_diffusion.train.train_demo import create_network, create_objective
 from .test_transformer import SIZES
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/imagenet256/*.yaml")])
+CONFIGS = sorted(path for folder in ("", "imagenet256/", "cifar10/") for path in ROOT.glob(f"configs/{folder}*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -21,6 +21,18 @@ def test_every_config_is_read_and_its_resolved_form_is_the_same(path, tmp_path):
     config = parse_config(["--config", str(path)])
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert parse_config(["--config", str(tmp_path / "resolved.yaml")]) == config
+
+
+@pytest.mark.parametrize("size", ["128x4", "s_2"])
+def test_what_is_compared_on_cifar10_differs_in_network_and_objective_alone(size):
+    names = [f"demo_{size}", f"dit_{size}", f"demo_{size}_flow", f"sit_{size}"]
+    configs = [parse_config(["--config", str(ROOT / f"configs/cifar10/{name}.yaml")]) for name in names]
+    for name, config in zip(names, configs, strict=True):
+        assert config.run.output_dir == f"runs/cifar10/{name}"
+        config.run.output_dir = configs[0].run.output_dir
+        for section in ("data", "optimization", "run"):
+            assert getattr(config, section) == getattr(configs[0], section)
+    assert [config.objective.objective for config in configs] == ["ddpm", "ddpm", "flow", "flow"]
 
 
 def test_command_line_overrides_the_file(tmp_path):
@@ -79,7 +91,11 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--eval_every", "5"], "eval_every is 5, which needs eval_reference"),
         ("", ["--reverse_time", "true"], "reverse_time is for the flow objective"),
         ("", ["--transformer", "SiT-S/2"], "SiT-S/2 sees the flow objective's time"),
-        ("", ["--sampler", "sde"], "sampler is 'sde'; for objective 'ddpm' it must be one of ['ddpm', 'ddim']"),
+        (
+            "",
+            ["--sampler", "sde"],
+            "sampler is 'sde'; for objective 'ddpm' it must be one of ['ddpm', 'ddim', 'dpm_solver']",
+        ),
         ("", ["--label_dropout", "0"], "null class is not trained"),
         ("model: [", [], "is not valid YAML"),
         ("run: {seed: 1}\nrun: {seed: 2}", [], "['run'] stand twice"),

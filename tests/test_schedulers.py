@@ -276,6 +276,33 @@ def test_ddim_s_steps_end_where_the_next_ones_start():
 
 
 @pytest.mark.parametrize("objective", [DDPMObjective(), FlowObjective()])
+def test_dpm_solver_brings_samples_to_the_data(objective):
+    """The exact prediction for data N(0, 0.5²), in 100 steps, from a scheduler that any other sampler left."""
+    scheduler = objective.scheduler()
+    for name in SAMPLERS["ddpm" if isinstance(objective, DDPMObjective) else "flow"]:
+        sampler = create_sampler(create_sampler(scheduler, name), "dpm_solver")
+        set_timesteps(sampler, 100, torch.device("cpu"))
+        x = torch.randn(1, 1, 200, 200)
+        for t in sampler.timesteps:
+            if isinstance(objective, DDPMObjective):
+                signal = scheduler.alphas_cumprod[t]
+                prediction = (1 - signal).sqrt() * x / (signal * 0.25 + 1 - signal)
+            else:
+                time = t / 1000
+                prediction = (time - (1 - time) * 0.25) * x / ((1 - time) ** 2 * 0.25 + time**2)
+            x = sampler.step(prediction, t, x).prev_sample
+        assert x.std().item() == pytest.approx(0.5, abs=0.02)
+        assert type(create_sampler(sampler, name)) is type(create_sampler(scheduler, name))
+
+
+def test_dpm_solver_needs_fewer_steps_than_timesteps():
+    sampler = create_sampler(DDPMObjective().scheduler(), "dpm_solver")
+    set_timesteps(sampler, 999, torch.device("cpu"))
+    with pytest.raises(ValueError, match="num_inference_steps is 1000; DPM-Solver's timesteps differ only"):
+        set_timesteps(sampler, 1000, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("objective", [DDPMObjective(), FlowObjective()])
 def test_samplers_by_name(objective, caplog):
     kind = "ddpm" if isinstance(objective, DDPMObjective) else "flow"
     scheduler = objective.scheduler()

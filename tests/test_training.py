@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
@@ -65,6 +66,8 @@ ON_DIGITS = {"dataset": "digits", "resolution": 8, "patch_size": 1, "vae": "none
         {"config": ROOT / "configs/digits_dit.yaml", "min_snr_gamma": 5, "sampler": "ddim", "qk_norm": True},
         {"config": ROOT / "configs/digits_sit.yaml", "sampler": "dopri5", "rotary_positions": True},
         {"window_position": "embedding", "timestep_sampling": "logit_normal", "sampler": "heun"},
+        {"batch_norm": False, "sampler": "dpm_solver"},
+        {"config": ROOT / "configs/digits_dit.yaml", "sampler": "dpm_solver"},
         {"config": IMAGENET / "demo_s_2.yaml", **ON_DIGITS},
         {"config": IMAGENET / "dit_s_2.yaml", **ON_DIGITS},
         {"config": IMAGENET / "sit_s_2.yaml", "out_channels": 2, **ON_DIGITS},
@@ -96,6 +99,7 @@ SAMPLERS_USED = {
     "euler": FlowMatchEulerDiscreteScheduler,
     "heun": FlowMatchHeunDiscreteScheduler,
     "dopri5": FlowMatchDopri5Scheduler,
+    "dpm_solver": DPMSolverMultistepScheduler,
     "sde": FlowMatchSDEScheduler,
 }
 
