@@ -146,7 +146,10 @@ def state_hash(network: nn.Module) -> str:
 
 
 def fuse_batch_norm(network: nn.Module) -> nn.Module:
-    """Folds each BatchNorm into the convolution before it, in place; the activation inside a norm of timm stays."""
+    """Folds each BatchNorm of torch-fidelity's Inception or timm's EfficientNet into the convolution before it.
+
+    The activation inside a norm of timm's stays.
+    """
     for module in network.modules():
         conv_name = None
         for name, child in list(module.named_children()):

@@ -72,7 +72,9 @@ class DepthwiseConvNorm(ConvNorm):
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6, batch_norm: bool = True):
         bias = not batch_norm
-        super().__init__(channels, channels, kernel_size, stride, channels, bias, eps, batch_norm)
+        super().__init__(
+            channels, channels, kernel_size, stride, groups=channels, bias=bias, eps=eps, batch_norm=batch_norm
+        )
         if bias:
             nn.init.zeros_(self.conv.bias)
 

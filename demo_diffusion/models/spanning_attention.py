@@ -91,9 +91,9 @@ def spanning_attention(
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """softmax(q kᵀ / √d + bias) v of (windows, heads, tokens, d) and values of another width.
 
-    On the CPU PyTorch has no fused attention for values wider than the keys; plain products are faster.
+    On the CPU PyTorch has no fused attention for values of another width; plain products are faster.
     """
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or query.shape[-1] == value.shape[-1]:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)

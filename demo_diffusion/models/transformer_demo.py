@@ -58,11 +58,11 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
             [0, 1] as SiT does; 1000 spreads t in [0, 1] over the range that the features were made for.
         reverse_time: features of 1 − t instead of t, for t in [0, 1]: SiT's time.
         timestep_frequency_shift: the i-th of 128 frequencies is 10000^(−i / (128 − shift)); 0 in DiT, 1 in diffusers'.
-        batch_norm: BatchNorm after the depthwise convolution; False: the convolution has a bias instead.
         norm_eps: of LayerNorm and BatchNorm.
         qk_norm: RMSNorm of each head's queries and keys.
         rotary_positions: turn queries and keys by their row and column in the whole grid.
         window_position: position inside the windows: None, "embedding", "bias" or "rotary".
+        batch_norm: BatchNorm after the depthwise convolution; False: the convolution has a bias instead.
 
     Raises:
         ValueError: if the settings do not fit together.
@@ -85,7 +85,6 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         attention_mode: str = "spanning",
         window_size: int = 8,
         kernel_size: int = 5,
-        batch_norm: bool = True,
         num_classes: int = 1000,
         timestep_scale: float = 1.0,
         reverse_time: bool = False,
@@ -94,6 +93,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         qk_norm: bool = False,
         rotary_positions: bool = False,
         window_position: str | None = None,
+        batch_norm: bool = True,
     ):
         super().__init__()
         if not 0 < expansion_ratio < math.inf:
