@@ -76,6 +76,20 @@ def test_attention_equals_its_definition(mode, height, width, window):
     torch.testing.assert_close(output, attention_by_definition(query, key, value, 2, window, mode))
 
 
+@pytest.mark.parametrize("mode", ["spanning", "neighborhood", "remote"])
+@pytest.mark.parametrize(("spread", "tolerance"), [(1, 0.01), (3, 0.05)])  # of queries and keys: logits of 1 and of 9
+def test_attention_in_bfloat16_is_near_the_exact_one(mode, spread, tolerance):
+    """Forward and gradients: the products are rounded before the softmax, which large logits feel."""
+    query, key, value = (torch.randn(2, 16, 16, 3 * width) for width in (64, 64, 96))
+    inputs = [x.bfloat16().requires_grad_() for x in (spread * query, spread * key, value)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    output, expected = (spanning_attention(*x, 3, 8, mode) for x in (inputs, exact))
+    weight = torch.randn_like(expected)
+    results = (output, *torch.autograd.grad((output.double() * weight).sum(), inputs))
+    for got, wanted in zip(results, (expected, *torch.autograd.grad((expected * weight).sum(), exact)), strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
 def test_padded_grid_equals_grid_with_zero_tokens():
     mixer = randomize(MobileMixer(8, 8, num_heads=2, window_size=4)).double()
     tokens = torch.randn(1, 6, 7, 8, dtype=torch.float64)
