@@ -3,8 +3,9 @@
 Scores are those in RUN/evaluation/step-*/results.json, which `eval_every` of a training config leaves there, or
 `eval/evaluate.py --out RUN/evaluation/step-000010000` on a pipeline of that step. The table compares the runs at the
 last step at which all were scored, and at the time that the fastest took to its last score, between scores linearly.
-Time is steps at the run's median speed, so that compiling, and what else the machine did, count less. The plot shows
-the first metric over both. Scores that were not drawn alike are refused. Losses of different objectives do not compare.
+Time is steps at the run's median speed, so that compiling, and what else the machine did, count less; or at the speeds
+that are given, of runs that shared a machine. The plot shows the first metric over both. Scores that were not drawn
+alike are refused. Losses of different objectives do not compare.
 """
 
 import argparse
@@ -34,7 +35,7 @@ class ScoredRun:
 
     Attributes:
         steps, losses: of each logged row.
-        seconds_per_step: by the median of the logged speeds.
+        seconds_per_step: by the median of the logged speeds, or the one given.
         fingerprint: of the first score; in ALIKE those of the others are the same.
         scored_steps: ascending.
         scores: metric -> value at each of `scored_steps`.
@@ -49,7 +50,7 @@ class ScoredRun:
     scores: dict[str, np.ndarray]
 
     @classmethod
-    def read(cls, run: Path, metrics: list[str]) -> "ScoredRun":
+    def read(cls, run: Path, metrics: list[str], images_per_second: float | None = None) -> "ScoredRun":
         """Raises a ValueError if the run has no losses or not each score."""
         folder = RunFolder(run)
         rows = folder.read_losses(math.inf)
@@ -67,7 +68,7 @@ class ScoredRun:
         for step, fingerprint in zip(scored_steps, fingerprints, strict=True):
             _check_alike((*ALIKE, "sampler"), f"{run}'s first step", fingerprints[0], f"step {step}", fingerprint)
         values = {name: np.array([score[name] for score in scores]) for name in metrics}
-        seconds_per_step = batch_size / float(np.median(speeds))
+        seconds_per_step = batch_size / (images_per_second or float(np.median(speeds)))
         return cls(str(run), steps, losses, seconds_per_step, fingerprints[0], np.array(scored_steps), values)
 
     def loss_until(self, step: float) -> float:
@@ -152,6 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with scores")
     parser.add_argument("--metrics", nargs="+", default=["fid"], help="default: fid; the first is plotted")
+    speeds = "training speed of each run, measured otherwise; default: medians of loss.csv"
+    parser.add_argument("--images_per_second", nargs="+", type=float, help=speeds)
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     try:
@@ -159,7 +162,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(
                 f"--out is {options.out}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is."
             )
-        runs = [ScoredRun.read(path, options.metrics) for path in options.runs]
+        speeds = options.images_per_second or [None] * len(options.runs)
+        if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
+            raise ValueError(f"--images_per_second has {speeds}; it must have a positive number for each run.")
+        runs = [ScoredRun.read(run, options.metrics, speed) for run, speed in zip(options.runs, speeds, strict=True)]
         rows = comparison(runs)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

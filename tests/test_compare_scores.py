@@ -60,7 +60,10 @@ def test_a_loss_is_that_of_the_newest_row_where_rows_are_rare(tmp_path):
 def test_the_command_prints_a_table_and_draws_the_curves(tmp_path, capsys):
     runs = [scored_run(tmp_path / name, speed, {100: 50.0, 300: 20.0}) for name, speed in (("a", 20.0), ("b", 10.0))]
     main([*map(str, runs), "--out", str(tmp_path / "fid.png")])
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 6 and "| 300 | 150 |" in table[2]
+    main([*map(str, runs), "--images_per_second", "5", "5", "--out", str(tmp_path / "fid.png")])
+    assert "| 300 | 600 |" in capsys.readouterr().out.splitlines()[2]
     assert Image.open(tmp_path / "fid.png").width > 500
 
 
@@ -71,6 +74,8 @@ def test_the_command_prints_a_table_and_draws_the_curves(tmp_path, capsys):
         ({100: 1.0}, ["--metrics", "kid"], "has no kid; it has fid"),
         ({200: 1.0}, [], "no step at which all runs were scored"),
         ({100: 1.0}, ["--out", "fd.jpg"], "must be a .png"),
+        ({100: 1.0}, ["--images_per_second", "5"], r"has \[5.0\]; it must have a positive number for each run"),
+        ({100: 1.0}, ["--images_per_second", "5", "0"], "must have a positive number"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, scores, options, message):
