@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from demo_diffusion.eval.compare_runs import PLOT_FORMATS, markdown_table
+from demo_diffusion.eval.compare_runs import check_plot_file, markdown_table
 from demo_diffusion.train.accuracy_records import AccuracyRecords, save_accuracy_curves
 
 
@@ -40,10 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     try:
-        if options.out.suffix not in PLOT_FORMATS or not options.out.absolute().parent.is_dir():
-            raise ValueError(
-                f"--out is {options.out}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is."
-            )
+        check_plot_file(options.out)
         rows = [summary(run) for run in options.runs]
     except ValueError as error:
         sys.exit(f"error: {error}")

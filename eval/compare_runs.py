@@ -54,6 +54,12 @@ def markdown_table(rows: list[dict[str, str]], columns: list[str] | None = None)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def check_plot_file(path: Path) -> None:
+    """Raises a ValueError if a plot cannot be written there."""
+    if path.suffix not in PLOT_FORMATS or not path.absolute().parent.is_dir():
+        raise ValueError(f"--out is {path}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is.")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
@@ -61,10 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = [RunFolder(path) for path in options.runs]
     try:
-        if options.out.suffix not in PLOT_FORMATS or not options.out.absolute().parent.is_dir():
-            raise ValueError(
-                f"--out is {options.out}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is."
-            )
+        check_plot_file(options.out)
         rows = [summary(run) for run in runs]
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from demo_diffusion.eval.compare_runs import PLOT_FORMATS, markdown_table
+from demo_diffusion.eval.compare_runs import check_plot_file, markdown_table
 from demo_diffusion.train.run_folder import RunFolder
 
 # Of the fingerprints of scores that are compared.
@@ -158,10 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     try:
-        if options.out.suffix not in PLOT_FORMATS or not options.out.absolute().parent.is_dir():
-            raise ValueError(
-                f"--out is {options.out}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is."
-            )
+        check_plot_file(options.out)
         speeds = options.images_per_second or [None] * len(options.runs)
         if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
             raise ValueError(f"--images_per_second has {speeds}; it must have a positive number for each run.")
