@@ -15,40 +15,38 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel
 
-import demo_diffusion  # noqa: F401  (registers EMOv2 with transformers' Auto classes)
-from demo_diffusion.eval.accuracy import Accuracy, measure_accuracy
-from demo_diffusion.eval.extractors import full_precision, state_hash
-from demo_diffusion.eval.fingerprint import file_hash
-from demo_diffusion.eval.image_sources import SampleArray
-from demo_diffusion.train.classification_data import Pictures, PreparedPictures
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.config_parsing import describe
-from demo_diffusion.train.distillation import check_classes, load_classifier
-from demo_diffusion.train.image_data import LabelledImages, load_images
-from demo_diffusion.train.run_folder import provenance, replace_text
+from demo_diffusion.cli.options import option
+from demo_diffusion.data.images import DataConfig, LabelledImages, load_images
+from demo_diffusion.data.raw_images import ProcessedImages, RawImages
+from demo_diffusion.eval.features.extractors import full_precision
+from demo_diffusion.eval.metrics.accuracy import Accuracy, change_crop, measure_accuracy
+from demo_diffusion.eval.samples.image_sources import RawSamples
+from demo_diffusion.models.classifiers import check_classes, load_classifier
+from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.hashes import file_hash, state_hash
+from demo_diffusion.records.provenance import provenance
 
 
 @dataclass
 class ClassifyConfig:
     """One measurement."""
 
-    model: str = describe("", "folder or hub id of a classifier, timm's models as timm/NAME")
-    dataset: str | None = describe(None, "as in training: folder of class folders, .parquet file or hub id")
-    npz: str | None = describe(
+    model: str = option("", "folder or hub id of a classifier, timm's models as timm/NAME")
+    dataset: str | None = option(None, "as in training: folder of class folders, .parquet file or hub id")
+    npz: str | None = option(
         None, "samples in place of a dataset: arr_0 (N, H, W, 3) uint8, arr_1 class ids of the model"
     )
-    split: str = describe("validation", "split of the dataset")
-    image_column: str | None = describe(None, "column of the images; default: the only one of that type")
-    label_column: str | None = describe(None, "column of the class labels; default: the only one of that type")
-    resolution: int | None = describe(None, "side of the centre crop in pixels; default: the image processor's")
-    crop_pct: float | None = describe(None, "share of the shorter side that the crop keeps; default: the processor's")
-    batch_size: int = describe(64, "images at once on a process")
-    num_workers: int = describe(0, "processes that read images")
-    out: str | None = describe(None, "JSON file to write")
+    split: str = option("validation", "split of the dataset")
+    image_column: str | None = option(None, "column of the images; default: the only one of that type")
+    label_column: str | None = option(None, "column of the class labels; default: the only one of that type")
+    resolution: int | None = option(None, "side of the centre crop in pixels; default: the image processor's")
+    crop_pct: float | None = option(None, "share of the shorter side that the crop keeps; default: the processor's")
+    batch_size: int = option(64, "images at once on a process")
+    num_workers: int = option(0, "processes that read images")
+    out: str | None = option(None, "JSON file to write")
 
     def check(self) -> None:
         """Raises a ValueError if an option is missing or outside its range."""
@@ -66,62 +64,23 @@ class ClassifyConfig:
             raise ValueError(f"--out is {self.out}; it must be a file in a folder there is.")
 
 
-class SamplePictures(Dataset):
-    """Generated images as (RGB picture, class id).
-
-    Raises:
-        ValueError: if the file holds something else, or no classes.
-    """
-
-    def __init__(self, path: Path):
-        self.samples = SampleArray(path)
-        if self.samples.labels is None:
-            raise ValueError(f"{path} has no 'arr_1', the classes of the samples.")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.samples.images[index]), self.samples.labels[index]
-
-
-def open_data(config: ClassifyConfig) -> LabelledImages | SamplePictures:
+def open_data(config: ClassifyConfig) -> LabelledImages | RawSamples:
     """Raises a ValueError if it cannot be read."""
     if config.npz:
-        return SamplePictures(Path(config.npz))
+        return RawSamples(Path(config.npz))
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
     return load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
 
 
-def pictures_of(data: LabelledImages | SamplePictures, name: str, model: PreTrainedModel) -> Dataset:
+def pictures_of(data: LabelledImages | RawSamples, name: str, model: PreTrainedModel) -> Dataset:
     """Raises a ValueError if the data has other classes than the model."""
     if isinstance(data, LabelledImages):
         check_classes(name, model, data.id2label)
-        return Pictures(data)
+        return RawImages(data)
     least, greatest, last = min(data.samples.labels), max(data.samples.labels), model.config.num_labels - 1
     if least < 0 or greatest > last:
         raise ValueError(f"The samples have classes {least} … {greatest}, {name} has 0 … {last}.")
     return data
-
-
-def change_crop(processor: BaseImageProcessor, resolution: int | None, crop_pct: float | None) -> None:
-    """Has an image processor make crops of another size, or of another share of the picture.
-
-    Raises:
-        ValueError: if it does not resize the shorter side and crop the centre.
-    """
-    if resolution is None and crop_pct is None:
-        return
-    size, crop = (getattr(processor, name, None) or {} for name in ("size", "crop_size"))
-    if not size.get("shortest_edge") or not crop.get("height") or crop["height"] != crop["width"]:
-        raise ValueError(
-            f"--resolution and --crop_pct change a resize of the shorter side and a square centre crop; this model's "
-            f"{type(processor).__name__} works otherwise. Leave them out."
-        )
-    crop_pct = crop["height"] / size["shortest_edge"] if crop_pct is None else crop_pct
-    resolution = crop["height"] if resolution is None else resolution
-    processor.size = {"shortest_edge": int(resolution / crop_pct)}
-    processor.crop_size = {"height": resolution, "width": resolution}
 
 
 def classify(config: ClassifyConfig, state: PartialState) -> dict:
@@ -137,7 +96,7 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
     change_crop(processor, config.resolution, config.crop_pct)
     fingerprint = state_hash(model)
     model.to(state.device)
-    samples = PreparedPictures(pictures, processor)
+    samples = ProcessedImages(pictures, processor)
     with full_precision(state.device):
         accuracy = measure_accuracy(lambda x: model(x).logits, samples, state, config.batch_size, config.num_workers)
     return {

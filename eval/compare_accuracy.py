@@ -10,8 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from demo_diffusion.eval.compare_runs import check_plot_file, markdown_table
-from demo_diffusion.train.accuracy_records import AccuracyRecords, save_accuracy_curves
+from demo_diffusion.records.figures import check_plot_file, save_accuracy_curves
+from demo_diffusion.records.run_records import read_accuracies
+from demo_diffusion.records.tables import markdown_table
 
 
 def summary(run: Path) -> dict[str, str]:
@@ -20,7 +21,7 @@ def summary(run: Path) -> dict[str, str]:
     Raises:
         ValueError: if the run is not finished.
     """
-    if not (run / "results.json").is_file() or not AccuracyRecords(run).read():
+    if not (run / "results.json").is_file() or not read_accuracies(run):
         raise ValueError(f"{run} is not the folder of a classifier's finished run; it lacks results.json or its rows.")
     results = json.loads((run / "results.json").read_text())
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(markdown_table(rows))
     names = [f"{run.name} ({row['network']})" for run, row in zip(options.runs, rows, strict=True)]
-    measured = [AccuracyRecords(run).read() for run in options.runs]
+    measured = [read_accuracies(run) for run in options.runs]
     save_accuracy_curves(options.out, dict(zip(names, measured, strict=True)))
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from demo_diffusion.eval.compare_runs import check_plot_file, markdown_table
-from demo_diffusion.train.run_folder import RunFolder
+from demo_diffusion.records.figures import check_plot_file
+from demo_diffusion.records.run_records import read_losses
+from demo_diffusion.records.tables import markdown_table
 
 # Of the fingerprints of scores that are compared.
 ALIKE = (
@@ -52,14 +53,13 @@ class ScoredRun:
     @classmethod
     def read(cls, run: Path, metrics: list[str], images_per_second: float | None = None) -> "ScoredRun":
         """Raises a ValueError if the run has no losses or not each score."""
-        folder = RunFolder(run)
-        rows = folder.read_losses(math.inf)
-        if not rows or not folder.config_file.is_file():
+        rows, config_file = read_losses(run), run / "config.yaml"
+        if not rows or not config_file.is_file():
             raise ValueError(
                 f"{run} lacks loss.csv or config.yaml; it is not the folder of a training, or has no checkpoint yet."
             )
         steps, losses, speeds = (np.array([row[n] for row in rows]) for n in ("step", "loss", "images_per_second"))
-        batch_size = yaml.safe_load(folder.config_file.read_text())["optimization"]["batch_size"]
+        batch_size = yaml.safe_load(config_file.read_text())["optimization"]["batch_size"]
         files = sorted(run.glob("evaluation/step-*/results.json"))
         if not files:
             raise ValueError(f"{run} has no scores in evaluation/step-*/results.json.")

@@ -17,17 +17,20 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.eval.contact_sheet import SHEET_SAMPLES
-from demo_diffusion.eval.evaluation import extract_features, in_words, write_results
-from demo_diffusion.eval.extractors import EXTRACTORS, create_extractor
-from demo_diffusion.eval.feature_shards import FeatureShards
-from demo_diffusion.eval.fingerprint import describe_pipeline, file_hash, start_folder
-from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
-from demo_diffusion.eval.image_sources import ImageSource, SampleArray, SampleFolder
-from demo_diffusion.eval.reference_statistics import Reference, write_npz
+from demo_diffusion.cli.options import option
+from demo_diffusion.eval.features.extraction import extract_features
+from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
+from demo_diffusion.eval.features.reference import Reference
+from demo_diffusion.eval.features.shards import FeatureShards
+from demo_diffusion.eval.reports.contact_sheet import SHEET_SAMPLES
+from demo_diffusion.eval.reports.fingerprint import describe_pipeline, start_folder
+from demo_diffusion.eval.reports.results import format_metrics, write_results
+from demo_diffusion.eval.samples.generated import GeneratedSamples, SamplingPlan
+from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray, SampleFolder
 from demo_diffusion.pipelines.samplers import create_sampler
-from demo_diffusion.train.config_parsing import describe
-from demo_diffusion.train.run_folder import provenance
+from demo_diffusion.records.files import write_npz
+from demo_diffusion.records.hashes import file_hash
+from demo_diffusion.records.provenance import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,29 +39,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class EvaluationConfig:
     """One evaluation. Exactly one of pipeline, images and npz."""
 
-    out: str = describe("", "folder of this evaluation")
-    reference: str = describe("", "statistics of real images, made by eval/reference.py")
-    pipeline: str | None = describe(None, "pipeline folder or hub id to sample from")
-    images: str | None = describe(None, "folder of .png samples")
-    npz: str | None = describe(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
-    num_samples: int | None = describe(None, "default: 50,000 from a pipeline, all there are otherwise")
-    sampler: str | None = describe(
+    out: str = option("", "folder of this evaluation")
+    reference: str = option("", "statistics of real images, made by eval/reference.py")
+    pipeline: str | None = option(None, "pipeline folder or hub id to sample from")
+    images: str | None = option(None, "folder of .png samples")
+    npz: str | None = option(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
+    num_samples: int | None = option(None, "default: 50,000 from a pipeline, all there are otherwise")
+    sampler: str | None = option(
         None, "ddpm, ddim, dpm_solver; flow: euler, heun, dpm_solver, dopri5, sde; default: its own"
     )
-    num_inference_steps: int = describe(250, "steps of the sampler")
-    guidance_scale: float = describe(1.0, "classifier-free guidance; 1: none")
-    guidance_low: float = describe(0.0, "guidance acts from this t on, 0 data …")
-    guidance_high: float = describe(1.0, "… to this, 1 noise")
-    guidance_channels: int | None = describe(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
-    labels: Literal["balanced", "random"] = describe("balanced", "index mod classes, or drawn")
-    seed: int = describe(0, "of noise and drawn labels")
-    dtype: Literal["float32", "bfloat16", "float16"] = describe("float32", "of the network and the autoencoder")
-    batch_size: int = describe(50, "samples at once on a process")
-    shard_size: int = describe(500, "samples in a file of features, the unit of resuming")
-    extractor: str = describe("inception", f"one of {', '.join(EXTRACTORS)}")
-    inception_weights: str | None = describe(None, "its state dict; default: torch-fidelity downloads it")
-    imagenet_labels: bool = describe(False, "the labels in --npz are ImageNet's 1,000 classes")
-    export: bool = describe(False, "write the samples as samples.npz, as ADM's evaluator takes them")
+    num_inference_steps: int = option(250, "steps of the sampler")
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
+    guidance_low: float = option(0.0, "guidance acts from this t on, 0 data …")
+    guidance_high: float = option(1.0, "… to this, 1 noise")
+    guidance_channels: int | None = option(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
+    labels: Literal["balanced", "random"] = option("balanced", "index mod classes, or drawn")
+    seed: int = option(0, "of noise and drawn labels")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the network and the autoencoder")
+    batch_size: int = option(50, "samples at once on a process")
+    shard_size: int = option(500, "samples in a file of features, the unit of resuming")
+    extractor: str = option("inception", f"one of {', '.join(EXTRACTORS)}")
+    inception_weights: str | None = option(None, "its state dict; default: torch-fidelity downloads it")
+    imagenet_labels: bool = option(False, "the labels in --npz are ImageNet's 1,000 classes")
+    export: bool = option(False, "write the samples as samples.npz, as ADM's evaluator takes them")
 
     def check(self) -> None:
         """Raises a ValueError if the options do not fit together."""
@@ -170,7 +173,7 @@ def run(config: EvaluationConfig) -> None:
             **provenance(state),
         }
         metrics = write_results(out, shards, reference, extractor, source, record)
-        print(f"{num_samples:,} samples: {in_words(metrics)}")
+        print(f"{num_samples:,} samples: {format_metrics(metrics)}")
         if config.export:
             labels = {} if source.labels is None else {"arr_1": np.array(source.labels[:num_samples])}
             write_npz(out / "samples.npz", arr_0=shards.read("images").permute(0, 2, 3, 1).numpy(), **labels)

@@ -9,75 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from demo_diffusion.eval.distances import Moments
-from demo_diffusion.eval.extractors import EXTRACTORS, FeatureExtractor, create_extractor
-from demo_diffusion.eval.image_sources import ImageSource, RealFolder, SampleArray, TrainingImages
-from demo_diffusion.eval.reference_statistics import MAX_KEPT, Reference, read_npz
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.image_data import load_images
-
-MOMENTS_AT_ONCE = 500
-ADM_ARRAYS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
-
-
-def reference_of(source: ImageSource, extractor: FeatureExtractor, name: str, batch_size: int) -> Reference:
-    """Statistics over all images of a source; features and pixels of at most `MAX_KEPT`, evenly spaced, are kept.
-
-    Raises:
-        ValueError: if there are fewer than two images, or one is not fit.
-    """
-    if len(source) < 2:
-        raise ValueError(f"{name} has {len(source)} image; statistics need at least 2.")
-    pooled, spatial = [], []  # features not yet in the moments
-    moments = [None, None]
-    kept = set(np.linspace(0, len(source) - 1, min(len(source), MAX_KEPT)).round().astype(int).tolist())
-    features, images, first = [], [], 0
-    for batch in tqdm(source.batches(0, len(source), batch_size), total=-(-len(source) // batch_size), unit="batch"):
-        made = extractor(batch)
-        chosen = [i for i in range(len(batch)) if first + i in kept]
-        features.append(made.pooled[chosen])
-        images.append(batch[chosen].permute(0, 2, 3, 1))
-        pooled.append(made.pooled)
-        spatial.append(made.spatial)
-        first += len(batch)
-        if len(pooled) * batch_size >= MOMENTS_AT_ONCE or first == len(source):
-            moments = [add(total, parts) for total, parts in zip(moments, (pooled, spatial), strict=True)]
-            pooled, spatial = [], []
-    return Reference(
-        moments[0].mean, moments[0].covariance, moments[1].mean, moments[1].covariance, torch.cat(features).numpy(),
-        torch.cat(images).numpy(), len(source), extractor.name, extractor.fingerprint, name,
-    )  # fmt: skip
-
-
-def add(total: Moments | None, parts: list[torch.Tensor]) -> Moments:
-    new = Moments.of(torch.cat(parts))
-    return new if total is None else total + new
-
-
-def reference_of_adm(path: Path, extractor: FeatureExtractor, batch_size: int) -> Reference:
-    """ADM's file: its moments, which are over the whole training set, and the features of its 10,000 images.
-
-    Raises:
-        ValueError: if it is something else, or the extractor is not Inception, whose moments these are.
-    """
-    if extractor.name != "inception":
-        raise ValueError(f"The moments in {path} are Inception's; they do not serve {extractor.name}. Use --dataset.")
-    content = read_npz(path)
-    for name, width in ADM_ARRAYS.items():
-        shape = (width,) * (2 if name.startswith("sigma") else 1)
-        if name not in content or content[name].shape != shape:
-            found = content[name].shape if name in content else "not there"
-            raise ValueError(f"{path} is not ADM's reference file: {name} is {found}, expected {shape}.")
-    reference = reference_of(SampleArray(path), extractor, str(path), batch_size)
-    reference.mean, reference.covariance = content["mu"].astype(np.float64), content["sigma"].astype(np.float64)
-    reference.spatial_mean = content["mu_s"].astype(np.float64)
-    reference.spatial_covariance = content["sigma_s"].astype(np.float64)
-    reference.num_images = None
-    return reference
+from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
+from demo_diffusion.eval.features.reference import Reference, reference_of, reference_of_adm
+from demo_diffusion.eval.samples.image_sources import RealFolder, TrainingImages
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

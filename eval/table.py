@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from demo_diffusion.eval.compare_runs import markdown_table
-from demo_diffusion.eval.published import PROTOCOL, TABLE_XIV
+from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
+from demo_diffusion.records.tables import markdown_table
 
 FIRST, LAST = ("model", "parameters (M)", "GMACs"), ("sampler", "reference", "settings that differ")
 

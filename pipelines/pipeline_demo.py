@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
 
-from .autoencoder import Autoencoder, LatentNormalization, normalization_of
 from .guidance import Guidance, GuidedNetwork
 from .labels import LabelNames
 from .scheduler_fit import (

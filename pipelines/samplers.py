@@ -9,8 +9,9 @@ from diffusers import (
     SchedulerMixin,
 )
 
-from demo_diffusion.pipelines.scheduler_fit import objective_of
 from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
+
+from .scheduler_fit import objective_of
 
 # Objective -> name -> (class, settings that it needs besides the objective's own); the first is the default.
 SAMPLERS = {

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from demo_diffusion import DEMOPipeline, kernels
+from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.models.spanning_attention import partition_windows
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.image_data import load_images
 
 mobile_block = sys.modules["demo_diffusion.models.mobile_block"]
 NUM_IMAGES, TIMES = 32, (0.2, 0.8)

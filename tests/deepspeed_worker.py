@@ -7,7 +7,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 
-from demo_diffusion.train import trainer
+from demo_diffusion.train.engine import trainer
 from demo_diffusion.train.train_demo import main
 
 

@@ -21,13 +21,13 @@ import torch
 import torch_fidelity
 from PIL import Image, ImageFilter
 
-from demo_diffusion.eval.distances import Moments, frechet_distance, kernel_distance
+from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.eval.evaluate import main as evaluate
-from demo_diffusion.eval.extractors import EfficientNetExtractor
-from demo_diffusion.eval.image_sources import TrainingImages, to_tensor
+from demo_diffusion.eval.features.extractors import EfficientNetExtractor
+from demo_diffusion.eval.features.moments import Moments
+from demo_diffusion.eval.metrics.distances import frechet_distance, kernel_distance
 from demo_diffusion.eval.reference import main as make_reference
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.eval.samples.image_sources import TrainingImages, to_tensor
 from tests.evaluation_fixtures import untrained_inception
 
 HALF, ROUNDS = 1500, 3

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.train.checkpoints import Checkpoints, step_of
+from demo_diffusion.train.engine.checkpoints import Checkpoints, step_of
 
 from .test_image_data import image_folder
 from .test_pipeline import tiny_vae

@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 
+from demo_diffusion.data.latent_shards import LatentShards
 from demo_diffusion.train import cache_latents, train_demo
-from demo_diffusion.train.checkpoints import Checkpoints
-from demo_diffusion.train.latent_shards import LatentShards
-from demo_diffusion.train.trainer import Trainer
+from demo_diffusion.train.engine.checkpoints import Checkpoints
+from demo_diffusion.train.engine.trainer import Trainer
 
 PLACES = {
     "step": (Trainer, "train_step"),

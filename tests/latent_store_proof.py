@@ -17,15 +17,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from demo_diffusion.train.latent_data import LatentTable
-from demo_diffusion.train.latent_shards import (
-    FORMAT_VERSION,
-    METADATA_FILE,
-    SETTINGS_FILE,
-    LatentShards,
-    ShardContent,
-    write_json,
-)
+from demo_diffusion.data.latent_shards import FORMAT_VERSION, METADATA_FILE, SETTINGS_FILE, LatentShards, ShardContent
+from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.records.files import write_json
 
 SHARD_SIZE, BATCH_SIZE, ROUNDS = 256, 64, 3
 

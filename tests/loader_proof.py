@@ -14,12 +14,12 @@ import time
 
 import torch
 
-from demo_diffusion.train.batch_order import batches
-from demo_diffusion.train.checkpoints import Progress
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.diffusion_data import DiffusionData, open_data
-from demo_diffusion.train.latent_data import LatentTable
-from demo_diffusion.train.train_demo import DiffusionTrainer
+from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.data import DiffusionData, open_data
+from demo_diffusion.train.diffusion.trainer import DiffusionTrainer
+from demo_diffusion.train.engine.batch_order import batches
+from demo_diffusion.train.engine.checkpoints import Progress
 
 LOADED_BATCHES, ENCODED_BATCHES, TRAINED_BATCHES = 200, 1, 2
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.eval.nearest_neighbor import NearestNeighborReport, nearest_neighbor_report
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.figures import sample_grid
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.data.images import load_images
+from demo_diffusion.eval.metrics.nearest_neighbor import NearestNeighborReport, nearest_neighbor_report
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.sample_grid import sample_grid
 
 GUIDANCE_SCALE = 1.5
 MIN_GUIDED, MIN_UNGUIDED, MAX_SPREAD_ERROR = 0.97, 0.85, 0.10

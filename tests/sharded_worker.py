@@ -5,7 +5,7 @@ import sys
 from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
-from demo_diffusion.train import trainer
+from demo_diffusion.train.engine import trainer
 from demo_diffusion.train.train_demo import main
 
 create_accelerator = trainer.create_accelerator

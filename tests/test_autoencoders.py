@@ -9,9 +9,7 @@ from safetensors.torch import load_file, save_file
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.conversion.taef2 import convert_taef2
 from demo_diffusion.conversion.taef2 import main as convert
-from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
-from demo_diffusion.objectives import FlowObjective
-from demo_diffusion.pipelines.autoencoder import (
+from demo_diffusion.data.autoencoder import (
     LatentNormalization,
     draw_latents,
     encode_moments,
@@ -19,6 +17,8 @@ from demo_diffusion.pipelines.autoencoder import (
     load_vae,
     normalization_of,
 )
+from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
+from demo_diffusion.objectives import FlowObjective
 
 from .conftest import randomize, tiny_transformer
 from .test_pipeline import tiny_taesd, tiny_vae

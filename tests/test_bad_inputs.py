@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
 from PIL import Image
 
+from demo_diffusion.data.latents import METADATA_FILE
 from demo_diffusion.train.cache_latents import main as cache_latents
-from demo_diffusion.train.latent_data import METADATA_FILE
 
 from .test_image_data import image_folder, picture
 from .test_pipeline import tiny_vae

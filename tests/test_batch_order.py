@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from demo_diffusion.train.batch_order import BatchOrder, batches
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.diffusion_data import Flipped
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.train.diffusion.data import Flipped
+from demo_diffusion.train.engine.batch_order import BatchOrder, batches
 
 from .test_image_data import image_folder
 

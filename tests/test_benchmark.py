@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from demo_diffusion import kernels
-from demo_diffusion.eval import benchmark, roofline
-from demo_diffusion.eval.benchmark_report import Report
-from demo_diffusion.eval.operator_profile import profile_operators
-from demo_diffusion.eval.roofline import Rates, Work, measure_rates
-from demo_diffusion.eval.timing import WARM_UP_ROUNDS, Clock, peak_bytes, ratio_to, time_in_turns
-from demo_diffusion.eval.workloads import CANDIDATES, Case, create_network, make_workload
+from demo_diffusion.eval import benchmark
+from demo_diffusion.eval.speed import roofline
+from demo_diffusion.eval.speed.operator_profile import profile_operators
+from demo_diffusion.eval.speed.report import Report
+from demo_diffusion.eval.speed.roofline import Rates, Work, measure_rates
+from demo_diffusion.eval.speed.timing import WARM_UP_ROUNDS, Clock, peak_bytes, ratio_to, time_in_turns
+from demo_diffusion.eval.speed.workloads import CANDIDATES, Case, create_network, make_workload
 
 CPU = torch.device("cpu")
 TINY = {"sample_size": 16, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "num_classes": 10}

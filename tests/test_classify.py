@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 from transformers import BitImageProcessor, TimmWrapperConfig, TimmWrapperForImageClassification, ViTImageProcessor
 
 from demo_diffusion import EMOv2ForImageClassification, create_emov2
-from demo_diffusion.eval.accuracy import measure_accuracy
-from demo_diffusion.eval.classify import change_crop, main
+from demo_diffusion.eval.classify import main
+from demo_diffusion.eval.metrics.accuracy import change_crop, measure_accuracy
 
 CLASSES = ("blue", "green", "red")
 
@@ -194,7 +194,7 @@ def test_other_classes_are_refused(pictures, tmp_path):
 @pytest.mark.skipif("IMAGENET_SAMPLE" not in os.environ, reason="needs IMAGENET_SAMPLE, a labelled part of ImageNet-1K")
 def test_imagenet_accuracy_of_known_weights(tmp_path):
     """EfficientNet-Lite0, a known network with known weights, on real images."""
-    from demo_diffusion.eval.extractors import EfficientNetExtractor
+    from demo_diffusion.eval.features.extractors import EfficientNetExtractor
 
     network = EfficientNetExtractor().network
     settings = {"architecture": "tf_efficientnet_lite0", "pretrained_cfg": network.pretrained_cfg, "num_classes": 1000}

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo_diffusion.cli.config_file import to_yaml
 from demo_diffusion.models import DEMOTransformer2DModel
 from demo_diffusion.models.transformer_dit import DiTModel
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
-from demo_diffusion.train.config_parsing import to_yaml
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.train_demo import create_network, create_objective
+from demo_diffusion.train.diffusion.build import create_network, create_objective
+from demo_diffusion.train.diffusion.config import parse_config
 
 from .test_transformer import SIZES
 

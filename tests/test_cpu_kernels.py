@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from demo_diffusion import kernels
-from demo_diffusion.kernels.window_order import view_in_window_order, window_batches
+from demo_diffusion.kernels.cpu.window_order import view_in_window_order, window_batches
 from demo_diffusion.models import spanning_attention
 from demo_diffusion.models.spanning_attention import partition_windows
 

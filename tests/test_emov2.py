@@ -6,11 +6,11 @@ import torch
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from demo_diffusion import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification, create_emov2, list_emov2
-from demo_diffusion.models.emov2 import EMOv2Model
-from demo_diffusion.models.emov2_auto import emov2_image_processor
-from demo_diffusion.models.emov2_presets import IRMB_IN_EMOV2
+from demo_diffusion.flops import count_macs
+from demo_diffusion.models.emov2.auto import emov2_image_processor
+from demo_diffusion.models.emov2.modeling import EMOv2Model
+from demo_diffusion.models.emov2.presets import IRMB_IN_EMOV2
 from demo_diffusion.models.mobile_block import MobileBlock
-from demo_diffusion.profiling import count_macs
 
 from .conftest import randomize
 

@@ -3,9 +3,8 @@ import torch
 
 from demo_diffusion import kernels
 from demo_diffusion.models import MobileBlock, mobile_block
-from demo_diffusion.models.depthwise_conv import ConvNorm
-from demo_diffusion.models.folding import FoldableLinear
-from demo_diffusion.models.linear import Linear
+from demo_diffusion.models.layers.conv_norm import ConvNorm
+from demo_diffusion.models.layers.folding import FoldableLinear, Linear
 
 from .conftest import randomize
 from .test_emov2 import STYLES, tiny_emov2

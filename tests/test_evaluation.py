@@ -21,20 +21,21 @@ from sklearn.datasets import load_sample_image
 from torchvision.models import ResNet50_Weights
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.eval.distances import Moments, frechet_distance, inception_score, nearest
 from demo_diffusion.eval.evaluate import main as evaluate
-from demo_diffusion.eval.extractors import (
+from demo_diffusion.eval.features.extractors import (
     EfficientNetExtractor,
     Features,
     InceptionExtractor,
     create_extractor,
     fuse_batch_norm,
 )
-from demo_diffusion.eval.feature_shards import FeatureShards
-from demo_diffusion.eval.generated_samples import GeneratedSamples, SamplingPlan
-from demo_diffusion.eval.image_sources import RealFolder, SampleFolder, to_uint8
+from demo_diffusion.eval.features.moments import Moments
+from demo_diffusion.eval.features.reference import Reference
+from demo_diffusion.eval.features.shards import FeatureShards
+from demo_diffusion.eval.metrics.distances import frechet_distance, inception_score, nearest
 from demo_diffusion.eval.reference import main as make_reference
-from demo_diffusion.eval.reference_statistics import Reference
+from demo_diffusion.eval.samples.generated import GeneratedSamples, SamplingPlan
+from demo_diffusion.eval.samples.image_sources import RealFolder, SampleFolder, to_uint8
 from demo_diffusion.eval.table import main as print_table
 from demo_diffusion.objectives import FlowObjective
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.evaluate import main as evaluate
-from demo_diffusion.eval.extractors import EfficientNetExtractor
+from demo_diffusion.eval.features.extractors import EfficientNetExtractor
 from demo_diffusion.eval.reference import main as make_reference
 from demo_diffusion.objectives import FlowObjective
 
@@ -138,7 +138,7 @@ def nan_pipeline(tmp: Path) -> Path:
 def test_bad_inputs_are_named_and_no_result_is_written(tmp_path, two_sets, lite_reference, monkeypatch):
     samples = Path(shutil.copytree(two_sets[0], tmp_path / "samples"))
     extractor = EfficientNetExtractor()  # made once, not for each
-    monkeypatch.setattr("demo_diffusion.eval.extractors.EfficientNetExtractor", lambda device: extractor)
+    monkeypatch.setattr("demo_diffusion.eval.features.extractors.EfficientNetExtractor", lambda device: extractor)
     cases = bad_inputs(tmp_path, samples, lite_reference)
     assert len(cases) >= 20
     for name, (arguments, message) in cases.items():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.image_data import center_crop, load_images, to_rgb
+from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.data.preparation import center_crop, to_rgb
 
 
 def picture(size=(20, 12), mode="RGB") -> Image.Image:

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from demo_diffusion import DEMOTransformer2DModel, kernels
+from demo_diffusion.flops import count_macs
 from demo_diffusion.models import mobile_block
-from demo_diffusion.models.linear import Linear
-from demo_diffusion.profiling import count_macs
+from demo_diffusion.models.layers.folding import Linear
 
 from .conftest import inputs_for, tiny_dit, tiny_transformer
 from .test_emov2 import tiny_emov2
@@ -62,7 +62,7 @@ class Operators(TorchDispatchMode):
 def triton_on_cpu(monkeypatch):
     """Networks on the CPU choose the kernels of GPUs, which Triton interprets."""
     triton_attention = pytest.importorskip(
-        "demo_diffusion.kernels.triton_attention", reason="Triton is not installed", exc_type=ImportError
+        "demo_diffusion.kernels.gpu.attention", reason="Triton is not installed", exc_type=ImportError
     )
     if triton_attention.DEVICE != "cpu":
         pytest.skip("Triton's interpreter is for machines without a GPU")

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from demo_diffusion.pipelines.autoencoder import draw_latents, encode_moments, load_vae
+from demo_diffusion.data.autoencoder import draw_latents, encode_moments, load_vae
+from demo_diffusion.data.images import load_images
+from demo_diffusion.data.latent_shards import DTYPES
+from demo_diffusion.data.latents import LatentTable
 from demo_diffusion.train.cache_latents import main
-from demo_diffusion.train.configuration import DataConfig
-from demo_diffusion.train.image_data import load_images
-from demo_diffusion.train.latent_data import LatentTable
-from demo_diffusion.train.latent_shards import DTYPES
+from demo_diffusion.train.diffusion.config import DataConfig
 
 from .conftest import randomize
 from .test_autoencoders import tiny_taef2

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from demo_diffusion.models import MobileBlock, MobileMixer, spanning_attention
-from demo_diffusion.models.depthwise_conv import DepthwiseConvNorm
+from demo_diffusion.models.layers.conv_norm import DepthwiseConvNorm
 
 from .conftest import load_golden, randomize
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from demo_diffusion.models import MobileMixer, spanning_attention
-from demo_diffusion.models.positions import rotary_table, rotate
-from demo_diffusion.models.window_position import WINDOW_POSITIONS
+from demo_diffusion.models.layers.positions import rotary_table, rotate
+from demo_diffusion.models.layers.window_positions import WINDOW_POSITIONS
 
 from .conftest import inputs_for, randomize, tiny_dit, tiny_transformer
 

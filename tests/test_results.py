@@ -7,10 +7,10 @@ import yaml
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
-from demo_diffusion.train import hub
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.figures import save_loss_curves
-from demo_diffusion.train.official_losses import official_losses
+from demo_diffusion.records.figures import save_loss_curves
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.official_losses import official_losses
+from demo_diffusion.train.engine import hub
 
 from .training_fixtures import ROOT, train
 

@@ -14,16 +14,18 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from demo_diffusion import create_emov2
+from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.data.raw_images import RawImages
 from demo_diffusion.eval.classify import main as classify
 from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
-from demo_diffusion.models.emov2_presets import emov2_config
+from demo_diffusion.models.classifiers import expected_input
+from demo_diffusion.models.emov2.presets import emov2_config
 from demo_diffusion.train import train_emov2
-from demo_diffusion.train.classification_data import AugmentedPictures, Pictures, image_processor, random_state_of
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.distillation import Teacher, input_of, soft_distillation_loss
-from demo_diffusion.train.emov2_configuration import AugmentationConfig, ClassificationDataConfig, parse_config
-from demo_diffusion.train.image_data import load_images
-from demo_diffusion.train.train_emov2 import ClassificationTrainer, main
+from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
+from demo_diffusion.train.classification.data import AugmentedImages, image_processor, random_state_of
+from demo_diffusion.train.classification.distillation import Teacher, soft_distillation_loss
+from demo_diffusion.train.classification.trainer import ClassificationTrainer
+from demo_diffusion.train.train_emov2 import main
 
 CONFIGS = Path(__file__).parents[1] / "configs/emov2"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -203,8 +205,8 @@ def test_both_families_learn(folder, tmp_path, preset):
 def test_what_happens_to_a_picture_depends_on_seed_epoch_and_index_alone(folder):
     data = ClassificationDataConfig(dataset=str(folder), resolution=32)
     augmentation = AugmentationConfig(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
-    pictures = Pictures(load_images(data))
-    samples = AugmentedPictures(pictures, data, augmentation, seed=3)
+    pictures = RawImages(load_images(data))
+    samples = AugmentedImages(pictures, data, augmentation, seed=3)
     first, label = samples[(0, 0)]
     assert first.shape == (3, 32, 32) and label == 0
     with random_state_of(5):
@@ -214,7 +216,7 @@ def test_what_happens_to_a_picture_depends_on_seed_epoch_and_index_alone(folder)
         assert draws() == expected
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert not torch.equal(first, AugmentedPictures(pictures, data, augmentation, seed=4)[(0, 0)][0])
+    assert not torch.equal(first, AugmentedImages(pictures, data, augmentation, seed=4)[(0, 0)][0])
 
 
 def draws() -> tuple[float, float, float]:
@@ -231,7 +233,7 @@ def test_random_state_seeds_all_three_generators():
 
 
 def test_digits_are_pictures_too():
-    picture, label = Pictures(load_images(DataConfig(resolution=8)))[1]
+    picture, label = RawImages(load_images(DataConfig(resolution=8)))[1]
     assert (picture.size, picture.mode, label) == ((8, 8), "RGB", 1)
 
 
@@ -308,11 +310,11 @@ def test_a_teacher_sees_its_own_size_and_normalisation(tmp_path):
 def test_input_of_other_processors():
     from transformers import ConvNextImageProcessor, MobileViTImageProcessor, ViTImageProcessor
 
-    assert input_of(ViTImageProcessor()) == ((224, 224), [0.5] * 3, [0.5] * 3)
-    assert input_of(ConvNextImageProcessor(size={"shortest_edge": 384}))[0] == (384, 384)
-    assert input_of(ViTImageProcessor(do_normalize=False))[1:] == ([0.0] * 3, [1.0] * 3)
+    assert expected_input(ViTImageProcessor()) == ((224, 224), [0.5] * 3, [0.5] * 3)
+    assert expected_input(ConvNextImageProcessor(size={"shortest_edge": 384}))[0] == (384, 384)
+    assert expected_input(ViTImageProcessor(do_normalize=False))[1:] == ([0.0] * 3, [1.0] * 3)
     with pytest.raises(ValueError, match="RGB"):
-        input_of(MobileViTImageProcessor())
+        expected_input(MobileViTImageProcessor())
 
 
 def test_soft_distillation_is_zero_for_equal_networks():

@@ -17,13 +17,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.train.batch_order import batches
-from demo_diffusion.train.checkpoints import Checkpoints, Progress
-from demo_diffusion.train.configuration import parse_config
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.trainer import DiffusionTrainer
+from demo_diffusion.train.engine.batch_order import batches
+from demo_diffusion.train.engine.checkpoints import Checkpoints, Progress
+from demo_diffusion.train.engine.stop_request import StopRequest
+from demo_diffusion.train.engine.trainer import Trainer
 from demo_diffusion.train.export_pipeline import main as export
-from demo_diffusion.train.step_guard import StopRequest
-from demo_diffusion.train.train_demo import DiffusionTrainer
-from demo_diffusion.train.trainer import Trainer
 
 from .training_fixtures import ROOT, arguments, first_steps_of, state_of, train
 

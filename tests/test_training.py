@@ -18,14 +18,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
+from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.eval.compare_runs import main as compare_runs
-from demo_diffusion.eval.nearest_neighbor import nearest_neighbor_report
+from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.records.figures import labelled_grid
 from demo_diffusion.train.cache_latents import main as cache_latents
-from demo_diffusion.train.common_configuration import DataConfig
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.figures import labelled_grid
-from demo_diffusion.train.image_data import load_images
+from demo_diffusion.train.diffusion.config import parse_config
 
 from .test_image_data import image_folder
 from .test_pipeline import tiny_taesd, tiny_vae

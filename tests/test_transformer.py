@@ -3,9 +3,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from demo_diffusion import DEMOTransformer2DModel, create_transformer, list_transformers
-from demo_diffusion.models.checkpointing import checkpoint_module
-from demo_diffusion.models.positions import position_table
-from demo_diffusion.profiling import count_macs
+from demo_diffusion.flops import count_macs
+from demo_diffusion.models.layers.checkpointing import checkpoint_module
+from demo_diffusion.models.layers.positions import position_table
 
 from .conftest import inputs_for, load_golden, randomize, tiny_dit, tiny_transformer
 

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime import interpreter  # noqa: E402
 
-from demo_diffusion.kernels import triton_attention as kernels  # noqa: E402
+from demo_diffusion.kernels.gpu import attention as kernels  # noqa: E402
 
 DEVICE = kernels.DEVICE
 MODES = ["spanning", "neighborhood", "remote"]

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from demo_diffusion.models.depthwise_conv import DepthwiseConvNorm
+from demo_diffusion.models.layers.conv_norm import DepthwiseConvNorm
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from demo_diffusion.kernels import triton_depthwise as kernels  # noqa: E402
+from demo_diffusion.kernels.gpu import depthwise as kernels  # noqa: E402
 
 DEVICE = kernels.DEVICE
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from demo_diffusion.train.checkpoints import Checkpoints
+from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.train_demo import main
 
 ROOT = Path(__file__).parents[1]

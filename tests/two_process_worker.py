@@ -3,9 +3,9 @@
 import torch
 from accelerate.utils import gather_object
 
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.train_demo import DiffusionTrainer
-from demo_diffusion.train.trainer import run_training
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.trainer import DiffusionTrainer
+from demo_diffusion.train.engine.launch import run_training
 
 
 class ComparingTrainer(DiffusionTrainer):

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.train.checkpoints import average_file, progress_of
-from demo_diffusion.train.configuration import parse_config
-from demo_diffusion.train.diffusion_data import open_data
-from demo_diffusion.train.hub import check_hub_access, upload
-from demo_diffusion.train.model_card import write_model_card
-from demo_diffusion.train.run_folder import RunFolder, replace_folder
-from demo_diffusion.train.train_demo import create_network, create_objective, create_pipeline
+from demo_diffusion.records.files import replace_folder
+from demo_diffusion.records.run_records import read_losses
+from demo_diffusion.train.diffusion.build import create_network, create_objective, create_pipeline
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.diffusion.data import open_data
+from demo_diffusion.train.diffusion.model_card import write_model_card
+from demo_diffusion.train.engine.checkpoints import average_file, progress_of
+from demo_diffusion.train.engine.hub import check_hub_access, upload
+from demo_diffusion.train.engine.run_folder import RunFolder
 
 
 def export(run: Path, out: Path, ema_decay: float | None = None, step: int | None = None) -> None:
@@ -44,7 +46,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     network.load_state_dict(load_file(checkpoint / average_file(decay)))
     replace_folder(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
     done = progress_of(checkpoint).step
-    write_model_card(run, out, config, data.dataset, RunFolder(run).read_losses(done), done)
+    write_model_card(run, out, config, data.dataset, read_losses(run, done), done)
     print(f"Wrote {out}: step {done}, moving average {decay}.")
 
 

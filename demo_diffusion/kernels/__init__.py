@@ -4,21 +4,21 @@ The definition of every operator is the readable code of `demo_diffusion.models`
 rounding. `set_enabled(False)`, or DEMO_KERNELS=0 in the environment, leaves the definitions alone.
 """
 
-from .cpu_attention import cpu_spanning_attention
-from .cpu_attention import supports as cpu_attention_supports
-from .cpu_depthwise import cpu_depthwise_conv
-from .cpu_depthwise import supports as cpu_depthwise_supports
-from .cpu_linear import is_eager_cpu_inference, linear
-from .malloc import is_memory_kept, keep_freed_memory
-from .switch import disabled, is_enabled, set_enabled
-from .triton_kernels import (
+from .cpu.attention import cpu_spanning_attention
+from .cpu.attention import supports as cpu_attention_supports
+from .cpu.depthwise import cpu_depthwise_conv
+from .cpu.depthwise import supports as cpu_depthwise_supports
+from .cpu.linear import is_eager_cpu_inference, linear
+from .cpu.malloc import is_memory_kept, keep_freed_memory
+from .cpu.window_order import to_window_order
+from .gpu.available import (
     triton_attention_supports,
     triton_conv_norm_silu_add,
     triton_depthwise_supports,
     triton_folded_conv_silu_add,
     triton_spanning_attention,
 )
-from .window_order import to_window_order
+from .switch import disabled, is_enabled, set_enabled
 
 __all__ = [
     "cpu_attention_supports",

@@ -1,9 +1,9 @@
 from .autoencoder_taef2 import AutoencoderTAEF2
 from .class_conditional import ClassConditionalTransformer
-from .emov2 import EMOv2Backbone, EMOv2ForImageClassification, EMOv2Model
-from .emov2_auto import register_emov2
-from .emov2_config import EMOv2Config
-from .emov2_presets import create_emov2, list_emov2
+from .emov2.auto import register_emov2
+from .emov2.configuration import EMOv2Config
+from .emov2.modeling import EMOv2Backbone, EMOv2ForImageClassification, EMOv2Model
+from .emov2.presets import create_emov2, list_emov2
 from .mobile_block import MobileBlock, MobileMixer
 from .presets import create_transformer, list_transformers
 from .spanning_attention import ATTENTION_MODES, spanning_attention

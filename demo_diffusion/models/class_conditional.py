@@ -10,8 +10,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from .checkpointing import checkpoint_module
-from .positions import position_table, rotary_table
+from .layers.checkpointing import checkpoint_module
+from .layers.positions import position_table, rotary_table
 
 TIMESTEP_FEATURES = 256  # width of the sinusoidal features of t (ADM, DiT)
 

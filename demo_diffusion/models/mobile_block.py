@@ -10,25 +10,13 @@ from torch import nn
 
 from demo_diffusion import kernels
 
-from .depthwise_conv import DepthwiseConvNorm
-from .folding import FoldableLinear
-from .overwriting import ACTIVATIONS, add, gelu, silu
-from .positions import rotate
+from .layers.conv_norm import DepthwiseConvNorm
+from .layers.folding import FoldableLinear
+from .layers.positions import rotate
+from .layers.squeeze_excitation import SqueezeExcitation
+from .layers.window_positions import WINDOW_POSITIONS
+from .operators import ACTIVATIONS, add, gelu, silu
 from .spanning_attention import ATTENTION_MODES, pad_to_windows, spanning_attention
-from .window_position import WINDOW_POSITIONS
-
-
-class SqueezeExcitation(nn.Module):
-    """x · sigmoid(Linear(SiLU(Linear(mean of x over positions)))), without reduction: (B, H, W, C) -> (B, H, W, C)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.reduce = nn.Linear(channels, channels)
-        self.expand = nn.Linear(channels, channels)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens * self.expand(F.silu(self.reduce(tokens.mean((1, 2), keepdim=True)))).sigmoid()
-
 
 # Elements of v that inference computes at once on a CPU unless `keep_freed_memory` was called: the C library keeps the
 # memory of so many, where it gets that of more from the system anew each time.

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .class_conditional import ClassConditionalTransformer, modulate
-from .depthwise_conv import DepthwiseConvNorm
+from .layers.conv_norm import DepthwiseConvNorm
 from .mobile_block import MobileMixer
 
 DEMO_PRESETS = {

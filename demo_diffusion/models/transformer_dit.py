@@ -9,8 +9,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .class_conditional import ClassConditionalTransformer, modulate
-from .linear import Linear
-from .positions import rotate
+from .layers.folding import Linear
+from .layers.positions import rotate
 
 DIT_PRESETS = {
     "DiT-S/2": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},

@@ -1,0 +1,185 @@
+"""Labelled images from scikit-learn, a folder, a parquet file or the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from demo_diffusion.cli.options import option
+
+from .preparation import center_crop, to_rgb
+
+
+@dataclass
+class DataConfig:
+    """Labelled images."""
+
+    _argument_group_name = "data"
+
+    dataset: str = option("digits", "'digits' (scikit-learn's), a folder of class folders, a .parquet file or hub id")
+    split: str = option("train", "split of the dataset")
+    image_column: str | None = option(None, "column of the images; None: the only one of that type")
+    label_column: str | None = option(None, "column of the class labels; None: the only one of that type")
+    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it")
+    num_workers: int = option(0, "processes that read samples")
+
+
+@dataclass
+class LabelledImages:
+    """Images in [−1, 1] with class ids.
+
+    Attributes:
+        dataset: gives (image (C, resolution, resolution) float32, class id).
+        channels: C.
+        id2label: {class id: name}.
+    """
+
+    dataset: Dataset
+    channels: int
+    id2label: dict[int, str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.id2label)
+
+
+def load_images(config: DataConfig) -> LabelledImages:
+    """Opens the dataset of a config.
+
+    Raises:
+        ValueError: if it is empty, a column is missing or ambiguous, or a label is out of range.
+    """
+    return _load_digits(config) if config.dataset == "digits" else _load_with_datasets(config)
+
+
+def _load_digits(config: DataConfig) -> LabelledImages:
+    from sklearn.datasets import load_digits
+
+    if config.resolution != 8:
+        raise ValueError(f"resolution is {config.resolution}; scikit-learn's digits are 8 pixels wide.")
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # grey levels 0 … 16
+    labels = torch.from_numpy(digits.target).long()
+    return LabelledImages(TensorDataset(images, labels), channels=1, id2label={i: str(i) for i in range(10)})
+
+
+def _load_with_datasets(config: DataConfig) -> LabelledImages:
+    table = _open_table(config)
+    image_column = config.image_column or _only_column(table, datasets.Image, "image")
+    label_column = config.label_column or _only_column(table, datasets.ClassLabel, "label")
+    table = _select_columns(table, image_column, label_column)
+    if getattr(table.features[label_column], "dtype", None) in ("string", "large_string"):
+        table = table.class_encode_column(label_column)
+    names = _class_names(table, label_column)
+    dataset = ImageTable(table, image_column, label_column, config.resolution)
+    return LabelledImages(dataset, channels=3, id2label=dict(enumerate(names)))
+
+
+def _open_table(config: DataConfig) -> datasets.Dataset:
+    path = Path(config.dataset)
+    looks_local = path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith(".")
+    if looks_local and not path.exists():
+        raise ValueError(f"There is no dataset at {config.dataset}; give a folder, a .parquet file or a hub id.")
+    try:
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files=str(path), split=config.split)
+        if path.is_dir() and not any(next(path.glob(shards), None) for shards in ("*.parquet", "data/*.parquet")):
+            return _open_image_folder(path, config.split)
+        return datasets.load_dataset(config.dataset, split=config.split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        here = "" if path.exists() else " (there is no such file or folder here, so the hub was asked)"
+        raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read{here}: {error}") from error
+
+
+def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
+    """Images of path/<class>/… or path/<split>/<class>/…, whatever their names; other files are passed over."""
+    inside = path / split
+    if inside.is_dir() and any(child.is_dir() for child in inside.iterdir()):
+        path = inside
+    elif split != DataConfig.split:
+        raise FileNotFoundError(f"there is no folder {inside} with class folders in it")
+    names, ids = find_classes(path)
+    files = make_dataset(path, ids, extensions=IMG_EXTENSIONS)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    columns = {"image": [file for file, _ in files], "label": [label for _, label in files]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _only_column(table: datasets.Dataset, kind: type, name: str) -> str:
+    columns = [column for column, feature in table.features.items() if isinstance(feature, kind)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"The dataset has {len(columns)} columns of type {kind.__name__} ({columns} of {table.column_names}); "
+            f"name the one to use with --{name}_column."
+        )
+    return columns[0]
+
+
+def _select_columns(table: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    if image_column == label_column:
+        raise ValueError(f"Column {image_column!r} was named for the images and the labels; they must be two.")
+    for column in (image_column, label_column):
+        if column not in table.column_names:
+            raise ValueError(f"The dataset has no column {column!r}; it has {table.column_names}.")
+    table = table.select_columns([image_column, label_column])
+    if isinstance(table.features[image_column], dict) and "bytes" in table.features[image_column]:
+        table = table.cast_column(image_column, datasets.Image())  # a parquet file written without datasets' metadata
+    if not isinstance(table.features[image_column], datasets.Image):
+        raise ValueError(f"Column {image_column!r} holds {table.features[image_column]}, not images.")
+    return table
+
+
+def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
+    """Names of the classes 0 … n − 1; whole numbers without names are class ids and keep their value."""
+    feature, labels = table.features[label_column], table.unique(label_column)
+    if not all(isinstance(label, int) for label in labels):
+        raise ValueError(f"Column {label_column!r} holds {feature}; labels must be whole numbers or texts.")
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(max(labels) + 1)]
+    if outside := sorted(label for label in labels if not 0 <= label < len(names)):
+        raise ValueError(
+            f"Column {label_column!r} has the labels {outside}; they must be in 0 … {len(names) - 1}. Splits without "
+            "labels cannot train a class-conditional model."
+        )
+    return names
+
+
+class ImageError(ValueError):
+    """An image of a dataset that cannot be read."""
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition("ImageError: ")[2])  # a loader's worker puts its traceback around it
+
+
+class ImageTable(Dataset):
+    """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id)."""
+
+    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int):
+        self.table = table
+        self.image_column = image_column
+        self.label_column = label_column
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.picture(index)
+        pixels = torch.from_numpy(np.array(center_crop(image, self.resolution))).permute(2, 0, 1)
+        return pixels.float() / 127.5 - 1, label
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """A row as an RGB image of its own size, and its class id; raises an ImageError if it cannot be read."""
+        try:
+            row = self.table[index]
+            return to_rgb(row[self.image_column]), row[self.label_column]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageError(f"{self._name(index)} cannot be read as an image: {error}") from error
+
+    def _name(self, index: int) -> str:
+        encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]
+        return f"Row {index} ({encoded['path'] or 'no file name'})"

@@ -1,0 +1,50 @@
+"""Any image classifier that transformers loads, timm's included, by name."""
+
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+
+def load_classifier(name: str) -> tuple[nn.Module, BaseImageProcessor]:
+    """A classifier in eval mode and its image processor, from a folder or the hub (timm's models as timm/NAME).
+
+    Raises:
+        ValueError: if one of them cannot be loaded.
+    """
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name)
+        return model.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(name)
+    except Exception as error:  # of the hub, of safetensors, of timm, …
+        raise ValueError(
+            f"The classifier {name} cannot be loaded: {error} Give a folder that save_pretrained wrote, or a hub id "
+            "such as timm/resnet50.a1_in1k (timm's need the package timm)."
+        ) from error
+
+
+def expected_input(processor: BaseImageProcessor) -> tuple[tuple[int, int], list[float], list[float]]:
+    """((height, width), mean, standard deviation) of the RGB pixels that an image processor makes.
+
+    Raises:
+        ValueError: if it does not say, or makes something else.
+    """
+    if config := getattr(processor, "data_config", None):  # timm's
+        return tuple(config["input_size"][-2:]), list(config["mean"]), list(config["std"])
+    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
+    sides = [size.get(name) or size.get("shortest_edge") for name in ("height", "width")]
+    if None in sides or getattr(processor, "do_flip_channel_order", False):
+        raise ValueError(f"Only teachers of RGB images of one size are supported; this one has {processor}.")
+    if not processor.do_normalize:
+        return tuple(sides), [0.0] * 3, [1.0] * 3
+    return tuple(sides), list(processor.image_mean), list(processor.image_std)
+
+
+def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None:
+    """Raises a ValueError if a model's classes are not the data's: another number, or a class at another place."""
+    labels = {int(index): label for index, label in model.config.id2label.items()}
+    if len(labels) != len(id2label):
+        raise ValueError(f"{name} has {len(labels)} classes, the data {len(id2label)}; they must be the same.")
+    places = {label: index for index, label in labels.items()}
+    for index, label in id2label.items():
+        if places.get(label, index) != index:
+            raise ValueError(
+                f"{name} has the class {label!r} at {places[label]}, the data at {index}; the order must be the same."
+            )

@@ -1,0 +1,8 @@
+"""Markdown tables."""
+
+
+def markdown_table(rows: list[dict[str, str]], columns: list[str] | None = None) -> str:
+    """Rows under the given columns, or all of theirs in the order of their appearance."""
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

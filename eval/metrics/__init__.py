@@ -1,0 +1,4 @@
+"""From features to numbers.
+
+Read `scores` (the list of metrics), then `distances`. `accuracy` measures classifiers, `nearest_neighbor` small images.
+"""

@@ -1,0 +1,5 @@
+"""From numbers to what a person reads.
+
+Read `results` (an evaluation from claim to results.json), `fingerprint` (what decides its numbers), then
+`contact_sheet`, `comparison` and `published`.
+"""

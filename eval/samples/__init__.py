@@ -1,0 +1,4 @@
+"""What is measured.
+
+`image_sources` reads images that exist, `generated` draws them from a pipeline.
+"""

@@ -1,0 +1,185 @@
+"""Images to measure: samples or real ones, from a folder, an .npz file or a dataset, as uint8 RGB, read by index."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from demo_diffusion.data.images import LabelledImages
+from demo_diffusion.data.preparation import center_crop, to_rgb
+from demo_diffusion.records.files import read_npz
+
+
+class RawSamples(Dataset):
+    """Generated images as (RGB picture, class id).
+
+    Raises:
+        ValueError: if the file holds something else, or no classes.
+    """
+
+    def __init__(self, path: Path):
+        self.samples = SampleArray(path)
+        if self.samples.labels is None:
+            raise ValueError(f"{path} has no 'arr_1', the classes of the samples.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.samples.images[index]), self.samples.labels[index]
+
+
+READERS = 4  # threads that decode
+
+
+class ImageSource(Protocol):
+    """n images of one size; `labels` are their classes, if known."""
+
+    labels: list[int] | None
+    labels_are_imagenet: bool
+
+    def __len__(self) -> int: ...
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Images start … stop − 1 as uint8 (B, 3, H, W); raises a ValueError that names an image that is not fit."""
+
+
+class ReadImages:
+    """Images that exist: `self[i]` is image i as uint8 (3, H, W)."""
+
+    labels: list[int] | None = None
+    labels_are_imagenet = False
+
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Images start … stop − 1 as uint8 (B, 3, H, W); threads decode the next batch while one is used."""
+        parts = [range(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
+        with ThreadPoolExecutor(READERS) as readers:
+            pending = [readers.submit(self.__getitem__, i) for part in parts[:1] for i in part]
+            for later in [*parts[1:], range(0)]:
+                current, pending = pending, [readers.submit(self.__getitem__, i) for i in later]
+                yield torch.stack([image.result() for image in current])
+
+
+class SampleFolder(ReadImages):
+    """Generated images: every .png under a folder, in the order of their names.
+
+    Raises:
+        ValueError: if there is none, or (when it is read) one is damaged, not 8-bit RGB, or of another size.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        self.files = [f for f in files if f.suffix.lower() == ".png"]
+        if others := sorted({f.suffix for f in files} - {f.suffix for f in self.files}):
+            raise ValueError(f"{folder} holds {', '.join(others)} files; samples must be .png, which loses nothing.")
+        if not self.files:
+            raise ValueError(f"{folder} holds no .png file.")
+        self.size = read_image(self.files[0]).size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        path = self.files[index]
+        image = read_image(path)
+        if image.mode != "RGB":
+            raise ValueError(f"{path} has mode {image.mode}; samples must be 8-bit RGB. Convert it first.")
+        if image.size != self.size:
+            raise ValueError(f"{path} is {image.size} pixels, but {self.files[0]} is {self.size}; sizes must be equal.")
+        return to_tensor(image)
+
+
+class SampleArray(ReadImages):
+    """Generated images in ADM's layout: an .npz file with "arr_0" (N, H, W, 3) uint8 and maybe "arr_1" (N,) labels.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+
+    def __init__(self, path: Path, labels_are_imagenet: bool = False):
+        content, self.labels_are_imagenet = read_npz(path), labels_are_imagenet
+        if "arr_0" not in content:
+            raise ValueError(f"{path} has no 'arr_0'; it has {list(content)}.")
+        self.images = content["arr_0"]
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3 or not len(self.images):
+            raise ValueError(
+                f"{path}: arr_0 is {self.images.dtype} of shape {self.images.shape}; it must be uint8 (N, H, W, 3)."
+            )
+        labels = content.get("arr_1")
+        if labels is not None and (labels.shape != self.images.shape[:1] or labels.dtype.kind not in "iu"):
+            raise ValueError(f"{path}: arr_1 is {labels.dtype} of shape {labels.shape}; it must be one label an image.")
+        self.labels = None if labels is None else labels.tolist()
+        if labels_are_imagenet and (labels is None or labels.min() < 0 or labels.max() >= 1000):
+            raise ValueError(f"{path}: arr_1 does not hold classes 0 … 999, which --imagenet_labels says.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
+
+
+class RealFolder(ReadImages):
+    """Real images of any format under a folder, cropped and resized as ADM prepares ImageNet.
+
+    Raises:
+        ValueError: if there is none, or (when it is read) one is damaged.
+    """
+
+    def __init__(self, folder: Path, resolution: int):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+        self.resolution = resolution
+        self.files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        if not self.files:
+            raise ValueError(f"{folder} holds no image; formats are {', '.join(IMG_EXTENSIONS)}.")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = read_image(self.files[index])
+        try:
+            return to_tensor(center_crop(to_rgb(image), self.resolution))
+        except ValueError as error:
+            raise ValueError(f"{self.files[index]}: {error}") from error
+
+
+class TrainingImages(ReadImages):
+    """Real images as the network is trained on them."""
+
+    def __init__(self, images: LabelledImages):
+        self.images = images.dataset
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return to_uint8(self.images[index][0][None])[0]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Raises a ValueError that names the file if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 1 or 3, H, W) in [−1, 1] -> uint8 (B, 3, H, W), rounded; grey becomes RGB."""
+    pixels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1)

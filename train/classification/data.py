@@ -1,0 +1,112 @@
+"""Images for a classifier: augmented ones to train on, prepared ones to measure on."""
+
+import dataclasses
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import BitImageProcessor
+
+from demo_diffusion.data.images import DataConfig, LabelledImages, load_images
+from demo_diffusion.data.raw_images import RawImages
+
+from .config import AugmentationConfig, ClassificationDataConfig
+
+
+class AugmentedImages(Dataset):
+    """RawImages as (pixels (3, side, side) float32, class id), changed at random; keys are (index, epoch).
+
+    What happens to a picture is a function of seed, epoch and index alone, whatever process or worker reads it.
+
+    Raises:
+        ValueError: if timm does not know `auto_augment`.
+    """
+
+    def __init__(self, pictures: RawImages, data: ClassificationDataConfig, config: AugmentationConfig, seed: int):
+        from timm.data import create_transform
+
+        self.pictures, self.seed = pictures, seed
+        try:
+            self.transform = create_transform(
+                input_size=max(config.multi_scale, default=data.resolution),
+                is_training=True,
+                scale=(config.min_crop_area, 1.0),
+                hflip=config.flip_probability,
+                color_jitter=None,
+                auto_augment=config.auto_augment,
+                interpolation="random",
+                mean=tuple(data.image_mean),
+                std=tuple(data.image_std),
+                re_prob=config.random_erasing,
+                re_mode="pixel",
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"timm does not know auto_augment {config.auto_augment!r} ({error}); one is rand-m9-mstd0.5-inc1."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        index, epoch = key
+        picture, label = self.pictures[index]
+        with random_state_of(self.seed, epoch, index):
+            return self.transform(picture), label
+
+
+@contextmanager
+def random_state_of(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's (CPU) random numbers are a function of `key` inside, and undisturbed outside."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])  # noqa: NPY002 (timm draws from it)
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
+
+
+def image_processor(config: ClassificationDataConfig) -> BitImageProcessor:
+    """How the trained network's images are prepared: shorter side resized (bicubic), centre crop, normalisation."""
+    return BitImageProcessor(
+        size={"shortest_edge": int(config.resolution / config.crop_pct)},
+        crop_size={"height": config.resolution, "width": config.resolution},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+
+
+def training_images(config: ClassificationDataConfig) -> DataConfig:
+    """What `load_images` shall open; scikit-learn's digits have one size."""
+    return dataclasses.replace(config, resolution=8) if config.dataset == "digits" else config
+
+
+def load_validation_images(config: ClassificationDataConfig, images: LabelledImages) -> LabelledImages:
+    """The images that accuracy is measured on.
+
+    Raises:
+        ValueError: if they cannot be read or have other classes than the training images.
+    """
+    dataset = config.val_dataset or config.dataset
+    measured = load_images(training_images(dataclasses.replace(config, dataset=dataset, split=config.val_split)))
+    if measured.id2label != images.id2label:
+        raise ValueError(
+            f"The validation images ({dataset}, split {config.val_split!r}) have {_in_words(measured)}, the training "
+            f"images {_in_words(images)}; they must be the same. See --val_dataset and --val_split."
+        )
+    if dataset == config.dataset and (config.val_split == config.split or dataset == "digits"):
+        warnings.warn("Accuracy is measured on the training images; see --val_dataset and --val_split.", stacklevel=2)
+    return measured
+
+
+def _in_words(images: LabelledImages) -> str:
+    return f"{images.num_classes} classes ({', '.join(list(images.id2label.values())[:3])}, …)"

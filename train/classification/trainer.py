@@ -1,0 +1,182 @@
+"""Trains EMOv2 or EMOv1 to classify images."""
+
+import dataclasses
+import importlib.util
+import json
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+
+from demo_diffusion import EMOv2ForImageClassification, create_emov2
+from demo_diffusion.data.images import load_images
+from demo_diffusion.data.raw_images import ProcessedImages, RawImages
+from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
+from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
+from demo_diffusion.records.files import replace_folder, replace_text
+from demo_diffusion.records.provenance import provenance
+from demo_diffusion.records.run_records import add_accuracy, read_accuracies
+from demo_diffusion.train.engine.hub import check_hub_access, upload
+from demo_diffusion.train.engine.trainer import Trainer
+
+from .config import ClassificationTrainingConfig
+from .data import AugmentedImages, image_processor, load_validation_images, training_images
+from .distillation import Teacher, soft_distillation_loss
+from .model_card import write_classification_card
+
+
+class ClassificationTrainer(Trainer):
+    """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads."""
+
+    def __init__(self, config: ClassificationTrainingConfig):
+        check_packages()
+        if config.run.push_to_hub is not None:
+            check_hub_access()
+        self.images = load_images(training_images(config.data))
+        self.val_images = load_validation_images(config.data, self.images)
+        length = config.optimization.in_steps(len(self.images.dataset))
+        super().__init__(dataclasses.replace(config, optimization=length))
+
+    def open_data(self) -> Dataset:
+        config, num_classes = self.config, self.images.num_classes
+        self.accelerator.print(
+            f"{len(self.images.dataset):,} images of {num_classes:,} classes, {len(self.val_images.dataset):,} to "
+            f"measure on; {self.num_steps:,} steps of {config.optimization.batch_size}"
+        )
+        self.processor = image_processor(config.data)
+        self.val_samples = ProcessedImages(RawImages(self.val_images), self.processor)
+        self._check_images_of_a_pass()
+        self.mixup = self._create_mixup() if config.augmentation.mixes else None
+        self.teacher = None
+        if config.objective.teacher is not None:
+            data = config.data
+            teacher = Teacher(config.objective.teacher, self.images.id2label, data.image_mean, data.image_std)
+            self.teacher = teacher.to(self.accelerator.device)
+        return AugmentedImages(RawImages(self.images), config.data, config.augmentation, config.optimization.seed)
+
+    def _check_images_of_a_pass(self) -> None:
+        optimization, augmentation = self.config.optimization, self.config.augmentation
+        parts = optimization.gradient_accumulation_steps * self.accelerator.num_processes
+        images = optimization.batch_size // parts
+        given = f"batch_size {optimization.batch_size} over {parts} parts gives {images}."
+        if augmentation.mixes and images % 2:
+            raise ValueError(f"mixup and cutmix need an even number of images in each forward pass; {given}")
+        if images < 2:
+            raise ValueError(f"BatchNorm needs at least two images in each forward pass; {given}")
+
+    def _create_mixup(self):
+        from timm.data import Mixup
+
+        augmentation = self.config.augmentation
+        return Mixup(
+            mixup_alpha=augmentation.mixup,
+            cutmix_alpha=augmentation.cutmix,
+            label_smoothing=self.config.objective.label_smoothing,
+            num_classes=self.images.num_classes,
+        )
+
+    def create_network(self) -> EMOv2ForImageClassification:
+        config = self.config
+        network = create_emov2(
+            config.model.model,
+            num_labels=self.images.num_classes,
+            image_size=config.data.resolution,
+            **config.model.overrides(),
+        )
+        network.config.id2label = dict(self.images.id2label)
+        network.config.label2id = {name: index for index, name in self.images.id2label.items()}
+        return network
+
+    def checkpoint_activations(self, network: EMOv2ForImageClassification) -> None:
+        network.gradient_checkpointing_enable()
+
+    def parameter_groups(self, network: nn.Module) -> list:
+        """Matrices and kernels with weight decay, everything of one dimension without, as timm has it."""
+        from timm.optim import param_groups_weight_decay
+
+        return param_groups_weight_decay(network, self.config.optimization.weight_decay)
+
+    def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """One side in pixels for all images of a step, if there are several."""
+        sides = torch.tensor(self.config.augmentation.multi_scale, device=generator.device)
+        if not len(sides):
+            return {}
+        drawn = torch.randint(len(sides), (1,), generator=generator, device=generator.device)
+        return {"side": sides[drawn].expand(self.config.optimization.batch_size)}
+
+    def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
+        images, targets = batch
+        objective, smoothing = self.config.objective, self.config.objective.label_smoothing
+        if "side" in draws:
+            images = F.interpolate(images, int(draws["side"][0]), mode="bicubic", antialias=True)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+            smoothing = 0.0  # mixed targets are smooth already
+        logits = self.network(images).logits
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        if self.teacher is None:
+            return loss
+        with self.accelerator.autocast():
+            teacher_logits = self.teacher(images)
+        likeness = soft_distillation_loss(logits, teacher_logits, objective.distillation_temperature)
+        return loss + objective.distillation_weight * likeness
+
+    def after_step(self, step: int) -> None:
+        """Measures the moving average, if it is due and was not done before an interruption."""
+        every = self.config.run.eval_every
+        is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
+        if not is_due or any(row["step"] == step for row in read_accuracies(self.folder.path)):
+            return
+        accuracy = self.measure()
+        self.accelerator.log({"val/top1": accuracy.top1, "val/top5": accuracy.top5}, step=step)
+        self.accelerator.print(f"step {step:,}: {accuracy}")
+        if self.accelerator.is_main_process:
+            add_accuracy(self.folder.path, step, accuracy.top1, accuracy.top5)
+            self.plot()
+        self.accelerator.wait_for_everyone()
+
+    def measure(self) -> Accuracy:
+        """The moving average on the validation images. Every process must call it."""
+        network = self.average_network()
+        batch_size, workers = self.config.run.eval_batch_size, self.config.data.num_workers
+        return measure_accuracy(lambda x: network(x).logits, self.val_samples, self.accelerator, batch_size, workers)
+
+    def plot(self) -> None:
+        name = self.folder.path.name
+        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_accuracies(self.folder.path)})
+        if self.rows:
+            save_loss_curves(self.folder.path / "loss.png", {name: self.rows})
+
+    def finish(self) -> None:
+        """Writes the moving average as a model folder, the curves and results.json."""
+        network = self.average_network()
+        if not self.accelerator.is_main_process:
+            return
+        folder, model_folder = self.folder.path, self.folder.path / "model"
+        self.plot()
+        results = {
+            **read_accuracies(self.folder.path)[-1],
+            "num_images": len(self.val_samples),
+            "dataset": self.config.data.val_dataset or self.config.data.dataset,
+            "split": self.config.data.val_split,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            **provenance(self.accelerator),
+        }
+        replace_text(folder / "results.json", json.dumps(results, indent=1))
+
+        def write(path):
+            network.save_pretrained(path)
+            self.processor.save_pretrained(path)
+            write_classification_card(folder, path, self.config, results)
+
+        replace_folder(model_folder, write)
+        print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
+        if self.config.run.push_to_hub is not None:
+            upload(model_folder, self.config.run.push_to_hub)
+
+
+def check_packages() -> None:
+    """Raises a ValueError if a package that training needs is missing."""
+    if missing := [name for name in ("timm", "matplotlib", "tensorboard") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")

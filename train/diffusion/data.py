@@ -1,0 +1,122 @@
+"""What a diffusion network is trained on: pixels, latents made on the fly, or cached latents, behind one interface."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import Dataset
+
+from demo_diffusion.data.autoencoder import (
+    Autoencoder,
+    LatentNormalization,
+    draw_latents,
+    encode_moments,
+    latent_shape,
+    load_vae,
+    normalization_of,
+)
+from demo_diffusion.data.images import LabelledImages, load_images
+from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.train.engine.batch_order import coin
+
+from .config import DiffusionDataConfig
+
+
+@dataclass
+class DiffusionData:
+    """Samples and the way from a sample to x0.
+
+    Attributes:
+        dataset, vae_name: where the images and the autoencoder come from; vae_name None: x0 is pixels.
+        samples: dataset of (image in [−1, 1] or moments of a posterior, class id), whose keys are (index, epoch).
+        channels, side: shape of x0.
+        id2label: {class id: name}.
+        vae: autoencoder of the latents; None: x0 is pixels.
+        normalization: of the latents; None for pixels.
+        pipeline_statistics: `latents_mean` and `latents_std`, if they are not the autoencoder's own.
+        images: the images themselves; None if latents are read from a cache.
+    """
+
+    dataset: str
+    vae_name: str | None
+    samples: Dataset
+    channels: int
+    side: int
+    id2label: dict[int, str]
+    vae: Autoencoder | None = None
+    normalization: LatentNormalization | None = None
+    pipeline_statistics: dict[str, list[float]] = field(default_factory=dict)
+    images: LabelledImages | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.id2label)
+
+    def x0(self, batch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Pixels, or normalised latents drawn from their posterior with standard normal `noise` (B, C, side, side)."""
+        if self.normalization is None:
+            return batch
+        moments = batch if self.images is None else encode_moments(self.vae, batch)
+        return self.normalization.apply(draw_latents(moments, noise))
+
+
+def open_data(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
+    """Opens the images, the autoencoder and the cache of a config.
+
+    Raises:
+        ValueError: if one of them cannot be read or they do not fit together.
+    """
+    return _from_cache(config, seed, device) if config.latents is not None else _from_images(config, seed, device)
+
+
+def _from_images(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
+    images = load_images(config)
+    samples = Flipped(images.dataset, config.random_flip, seed)
+    vae, source = load_vae(config.vae, images.channels, device), (config.dataset, config.vae)
+    if vae is None:
+        return DiffusionData(*source, samples, images.channels, config.resolution, images.id2label, images=images)
+    channels, side = latent_shape(vae, config.resolution)
+    return DiffusionData(*source, samples, channels, side, images.id2label, vae, normalization_of(vae), images=images)
+
+
+def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
+    table = LatentTable(config.latents)
+    made_with = table.metadata["settings"]
+    if config.resolution != made_with["resolution"]:
+        raise ValueError(
+            f"resolution is {config.resolution}; the latents in {config.latents} are of images of "
+            f"{made_with['resolution']} pixels."
+        )
+    vae = load_vae(config.vae or table.vae_name, made_with["vae"]["config"]["in_channels"], device)
+    table.check_vae(vae)
+    normalization, statistics = normalization_of(vae), {}
+    if config.latent_normalization == "channels":
+        normalization = table.statistics
+        statistics = {"latents_mean": list(normalization.mean), "latents_std": list(normalization.std)}
+    samples = FlippedLatents(table, config.random_flip, seed)
+    source = (made_with["dataset"]["name"], table.vae_name)
+    return DiffusionData(*source, samples, table.channels, table.side, table.id2label, vae, normalization, statistics)
+
+
+class Flipped(Dataset):
+    """Images and class ids; half of the images, others in every epoch, are mirrored."""
+
+    def __init__(self, dataset: Dataset, random_flip: bool, seed: int):
+        self.dataset, self.random_flip, self.seed = dataset, random_flip, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        index, epoch = key
+        return self.read(index, self.random_flip and coin(self.seed, epoch, index))
+
+    def read(self, index: int, flipped: bool) -> tuple[torch.Tensor, int]:
+        image, label = self.dataset[index]
+        return image.flip(-1) if flipped else image, label
+
+
+class FlippedLatents(Flipped):
+    """The same of cached latents: the mirrored images' own latents."""
+
+    def read(self, index: int, flipped: bool) -> tuple[torch.Tensor, int]:
+        return self.dataset[index, flipped]

@@ -1,0 +1,156 @@
+"""Trains D-EMO, DiT or SiT."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
+from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.pipelines.samplers import create_sampler
+from demo_diffusion.pipelines.scheduler_fit import set_timesteps
+from demo_diffusion.records.figures import save_loss_curves
+from demo_diffusion.records.files import replace_folder
+from demo_diffusion.train.engine.hub import check_hub_access, upload
+from demo_diffusion.train.engine.trainer import Trainer
+
+from .build import create_network, create_objective, create_pipeline
+from .config import DiffusionTrainingConfig
+from .data import open_data
+from .model_card import write_model_card
+from .official_losses import official_losses
+from .sample_grid import sample_grid
+from .scoring import Scoring
+
+PLOT_EVERY = 2000  # steps; the authors' losses are means over as many
+
+
+class DiffusionTrainer(Trainer):
+    """Trains D-EMO, DiT or SiT and leaves a pipeline folder."""
+
+    def __init__(self, config: DiffusionTrainingConfig):
+        check_packages(config)
+        if config.run.push_to_hub is not None:
+            check_hub_access()
+        super().__init__(config)
+
+    def open_data(self) -> Dataset:
+        config, device = self.config, self.accelerator.device
+        self.data = open_data(config.data, config.optimization.seed, device)
+        self.accelerator.print(f"{len(self.data.samples):,} images of {self.data.num_classes:,} classes")
+        self.objective = create_objective(config.objective).to(device)
+        self.scoring = None
+        if config.run.eval_every:
+            self.scoring = Scoring(config.run, self.folder.path, device)
+        sampler = create_sampler(self.objective.scheduler(), config.run.sampler)
+        set_timesteps(sampler, config.run.num_inference_steps, device)  # raises now what a grid would find
+        return self.data.samples
+
+    def create_network(self) -> ClassConditionalTransformer:
+        data = self.data
+        return create_network(self.config.model, self.objective, data.channels, data.side, data.num_classes)
+
+    def pipeline(self, decay: float | None = None) -> DEMOPipeline:
+        """A moving average of the weights, by default the first, as a pipeline. Every process must call it."""
+        return create_pipeline(self.config, self.data, self.objective, self.average_network(decay))
+
+    def compile(self, network: ClassConditionalTransformer) -> None:
+        network.compile_repeated_blocks(fullgraph=True)
+
+    def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Noise of the posterior, dropped labels, timesteps and noise of one step."""
+        batch_size, device = self.config.optimization.batch_size, generator.device
+        shape, draws = (batch_size, self.data.channels, self.data.side, self.data.side), {}
+        if self.data.normalization is not None:
+            draws["posterior_noise"] = torch.randn(shape, generator=generator, device=device)
+        dropped = torch.rand(batch_size, generator=generator, device=device)
+        draws["label_is_dropped"] = dropped < self.config.objective.label_dropout
+        draws["timesteps"] = self.objective.sample_timesteps(batch_size, generator)
+        draws["noise"] = torch.randn(shape, generator=generator, device=device)
+        return draws
+
+    def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
+        samples, labels = batch
+        timesteps, noise = draws["timesteps"], draws["noise"]
+        x0 = self.data.x0(samples, draws.get("posterior_noise"))
+        labels = labels.masked_fill(draws["label_is_dropped"], self.data.num_classes)
+        output = self.network(self.objective.add_noise(x0, noise, timesteps), timesteps, labels).sample
+        return self.objective.losses(output, x0, noise, timesteps)["loss"].mean()
+
+    def after_step(self, step: int) -> None:
+        """A grid and a score of the moving average, if they are due."""
+        if step > 0 and step % PLOT_EVERY == 0 and self.accelerator.is_main_process:
+            self.plot_losses()
+        every = self.config.run.sample_every
+        is_grid_due = every and 0 < step < self.num_steps and step % every == 0
+        is_score_due = self.scoring is not None and self.scoring.is_due(step)
+        if not is_grid_due and not is_score_due:
+            return
+        pipeline = self.pipeline()
+        if is_grid_due:
+            self._save_grid(pipeline, step)
+        if is_score_due:
+            self.accelerator.log(self.scoring.score(pipeline, step), step=step)
+
+    def finish(self) -> None:
+        """Writes a pipeline for each moving average, loss.png and samples.png, and says what the samples are like."""
+        for decay in self.averages.decays[1:]:
+            self._save_pipeline(self.pipeline(decay), f"pipeline_ema_{decay}")
+        pipeline = self.pipeline()
+        if not self.accelerator.is_main_process:
+            return
+        run, folder = self.config.run, self.folder.path
+        sample_grid(pipeline, run).save(folder / "samples.png")
+        if run.knn_samples:
+            report = nearest_neighbor_report(
+                pipeline,
+                self.data.images.dataset,
+                run.knn_samples,
+                sorted({1.0, run.guidance_scale}),
+                run.num_inference_steps,
+            )
+            report.save(folder / "nearest_neighbor.json")
+            print(report)
+        self.plot_losses()
+        self._save_pipeline(pipeline, "pipeline")
+        write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows, self.num_steps)
+        print(f"Pipeline, samples.png and loss.png are in {folder}.")
+        if run.push_to_hub is not None:
+            upload(folder / "pipeline", run.push_to_hub)
+
+    def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
+        if self.accelerator.is_main_process:
+            replace_folder(self.folder.path / name, pipeline.save_pretrained)
+
+    def plot_losses(self) -> None:
+        """Writes loss.png: the losses so far and, if the authors trained this network so, theirs."""
+        last_step = self.rows[-1]["step"] if self.rows else 0
+        official = official_losses(self.config, self.data.vae_name, self.data.num_classes, last_step)
+        runs = {self.folder.path.name: self.rows}
+        if official:
+            runs["official D-EMO training, mean of 2,000 steps"] = official
+        save_loss_curves(self.folder.path / "loss.png", runs)
+
+    def _grid_file(self, step: int) -> Path:
+        return self.folder.path / f"samples/step-{step:09d}.png"
+
+    def _save_grid(self, pipeline: DEMOPipeline, step: int) -> None:
+        if self.accelerator.is_main_process:
+            grid = sample_grid(pipeline, self.config.run)
+            self._grid_file(step).parent.mkdir(exist_ok=True)
+            grid.save(self._grid_file(step))
+            tensorboard = self.accelerator.get_tracker("tensorboard")
+            tensorboard.log_images({"samples": np.array(grid)[None]}, step=step, dataformats="NHWC")
+        self.accelerator.wait_for_everyone()
+
+
+def check_packages(config: DiffusionTrainingConfig) -> None:
+    """Raises a ValueError if a package that the run needs only later is missing."""
+    needed = ["matplotlib", "tensorboard"]
+    if (config.data.dataset == "digits" and config.data.latents is None) or config.run.knn_samples:
+        needed.append("sklearn")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")

@@ -1,0 +1,201 @@
+"""Checkpoints of a run: written beside, checked, renamed; the newest whole one is found; old ones are removed."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+
+from .moving_averages import MovingAverages
+
+NAME = re.compile(r"step-(\d{9})")
+MANIFEST = "checkpoint.json"
+
+
+@dataclass
+class Progress:
+    """What a run must remember beside its tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        skipped_steps: of them, those without effect because loss or gradient was not finite.
+        skipped_in_a_row: those at the end.
+        recent_losses: of the finite steps since the last logged one.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The folders `step-N` under `folder`; the newest `keep` are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, keep
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; a damaged one is passed over with a warning.
+
+        Raises:
+            ValueError: if there are checkpoints, but no whole one.
+        """
+        found = self._all()
+        for checkpoint in reversed(found):
+            damage = find_damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            warnings.warn(f"The checkpoint {checkpoint} is passed over: {damage}.", stacklevel=2)
+        if found:
+            raise ValueError(
+                f"None of the checkpoints in {self.folder} is whole. Bring back a good copy, or choose another "
+                "--output_dir to start anew."
+            )
+        return None
+
+    def of_step(self, step: int) -> Path:
+        """The whole checkpoint of a step.
+
+        Raises:
+            ValueError: if it is not kept, or damaged.
+        """
+        checkpoint = self.folder / f"step-{step:09d}"
+        if checkpoint not in (found := self._all()):
+            steps = ", ".join(str(step_of(each)) for each in found) or "none"
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {steps}.")
+        if damage := find_damage(checkpoint):
+            raise ValueError(f"The checkpoint {checkpoint} is damaged: {damage}.")
+        return checkpoint
+
+    def check_sharding(self, accelerator: Accelerator) -> None:
+        """Raises a ValueError if the newest checkpoint is divided among processes as it cannot be read here."""
+        checkpoint, here = self.latest(), sharding_of(accelerator)
+        if checkpoint is not None and (saved := read_manifest(checkpoint)["sharding"]) != here:
+            raise ValueError(
+                f"{checkpoint} was saved {saved} and cannot be continued {here}. Launch it as it was, or make a "
+                "pipeline of it with train/export_pipeline.py."
+            )
+
+    def save(self, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
+        """Writes everything that a resumed run needs, then gives it its name, then removes old ones.
+
+        Every process must call it.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before it are whole.
+        """
+        target = self.folder / f"step-{progress.step:09d}"
+        partial = target.with_suffix(".partial")
+        if not self.folder.is_dir():
+            raise OSError(f"The folder {self.folder} is gone, so step {progress.step} cannot be saved.")
+        try:
+            self._write(partial, accelerator, averages, progress)
+        except Exception as error:  # the writers of tensors raise almost anything when a disk is full
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint of step {progress.step} cannot be written to {self.folder} (is the disk "
+                f"full?): {error}. Those before it are whole; the same command continues from them."
+            ) from error
+        if accelerator.is_main_process:
+            if target.exists():  # damaged, or a run that stopped before it went on
+                shutil.rmtree(target)
+            os.replace(partial, target)
+            _flush(self.folder)
+            self._remove_old(target)
+        accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path, accelerator: Accelerator, averages: MovingAverages) -> Progress:
+        """Restores a whole checkpoint, on any number of processes.
+
+        accelerate reads the optimizer's file with `torch.load(weights_only=True)`; weights are safetensors.
+        """
+        accelerator.load_state(str(checkpoint))
+        for decay in averages.decays:
+            averages.load(decay, load_file(checkpoint / average_file(decay)))
+        return progress_of(checkpoint)
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name))
+
+    def _write(self, partial: Path, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(partial)
+        for decay in averages.decays:
+            state = averages.full_state(decay)
+            if accelerator.is_main_process:
+                save_file({name: value.contiguous() for name, value in state.items()}, partial / average_file(decay))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+            sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+            manifest = {"progress": asdict(progress), "sharding": sharding_of(accelerator), "bytes": sizes}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for path in [*files, partial / MANIFEST, partial]:
+                _flush(path)
+
+    def _remove_old(self, newest: Path) -> None:
+        """Removes partial folders, damaged checkpoints of later steps, and of the others all but the newest `keep`."""
+        for partial in self.folder.glob("step-*.partial"):
+            shutil.rmtree(partial)
+        before = [path for path in self._all() if path < newest]
+        later = [path for path in self._all() if path > newest]
+        for old in [*before[: max(0, len(before) - (self.keep - 1))], *later]:
+            shutil.rmtree(old)
+
+
+def average_file(decay: float) -> str:
+    """The name of a moving average's file in a checkpoint."""
+    return f"ema_{decay}.safetensors"
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    return Progress(**read_manifest(checkpoint)["progress"])
+
+
+def sharding_of(accelerator: Accelerator) -> str:
+    """How weights and optimizer are divided, as far as checkpoints differ by it."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"by DeepSpeed on {accelerator.num_processes} processes"
+    return "by FSDP" if accelerator.distributed_type == DistributedType.FSDP else "whole"
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks, by the sizes of its files; None if nothing."""
+    try:
+        sizes = read_manifest(checkpoint)["bytes"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(NAME.fullmatch(checkpoint.name).group(1))
+
+
+def _flush(path: Path) -> None:
+    """Has the disk hold a file or folder before it is relied on, so that a loss of power cannot undo it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,81 @@
+"""The folder of a run: whose it is, and what is in it."""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from demo_diffusion.cli.config_file import to_yaml
+from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.provenance import provenance
+
+from .checkpoints import Checkpoints, step_of
+
+# Fields that may change between the parts of one run; num_steps only where the learning rate does not depend on it.
+FREE_FIELDS = {
+    "num_steps",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "compile",
+    "num_workers",
+    "max_skipped_steps",
+}
+RESULTS = ("pipeline", "model")  # what a finished run of any training leaves, one of them
+
+
+class RunFolder:
+    """Files of one run under `path`: config.yaml, run.json, checkpoints/ and its result."""
+
+    def __init__(self, path: str | Path, keep_checkpoints: int = 2):
+        self.path = Path(path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep_checkpoints)
+        self.config_file = self.path / "config.yaml"
+
+    def check(self, config: object) -> None:
+        """Raises a ValueError if the folder cannot be written or holds a run that this one cannot continue."""
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ValueError(f"{self.path} cannot be written: {existing} is not a folder that may be written to.")
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            if any((self.path / result).exists() for result in RESULTS):
+                raise ValueError(f"{self.path} holds a finished run without checkpoints. Choose another --output_dir.")
+            return
+        if not self.config_file.is_file():
+            raise ValueError(
+                f"{self.path} has checkpoints, but no config.yaml to tell whose; choose another --output_dir."
+            )
+        changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        if step_of(checkpoint) > config.optimization.num_steps:
+            changed.append(f"num_steps ({step_of(checkpoint)} done, now {config.optimization.num_steps})")
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {', '.join(changed)}. Choose another --output_dir, or "
+                "give the same settings to resume it."
+            )
+
+    def start(self, config: object, accelerator: Accelerator, first_step: int) -> None:
+        """Writes the resolved config and, for each part of a resumed run, what makes it."""
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.config_file, to_yaml(config))
+        record = self.path / "run.json"
+        parts = json.loads(record.read_text()) if record.is_file() and self.checkpoints.latest() else []
+        replace_text(record, json.dumps([*parts, {"first_step": first_step, **provenance(accelerator)}], indent=1))
+
+
+def changed_settings(saved: dict, config: object) -> list[str]:
+    """Differences that make it another run, as texts."""
+    changed = []
+    depends_on_length = config.optimization.lr_schedule in ("linear", "cosine")
+    for section, settings in vars(config).items():
+        if section == "run":
+            continue
+        for name, value in vars(settings).items():
+            # A run of an older version lacks newer fields, whose defaults are what it did.
+            before = saved.get(section, {}).get(name, getattr(type(settings)(), name))
+            is_free = name in FREE_FIELDS and not (name == "num_steps" and depends_on_length)
+            if not is_free and before != value:
+                changed.append(f"{name} (was {before}, now {value})")
+    return changed

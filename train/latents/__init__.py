@@ -1,0 +1,1 @@
+"""Making a latent cache: `config` has its options, `cache` encodes."""
