@@ -1,3 +1,9 @@
+"""Sampling: class labels in, images out.
+
+Read `pipeline_demo` first, then `guidance` (what the loop calls), `labels`, `samplers` (by name) and `scheduler_fit`
+(which scheduler fits which network).
+"""
+
 import diffusers
 
 from .pipeline_demo import DEMOPipeline

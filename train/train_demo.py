@@ -1,4 +1,4 @@
-"""Trains a class-conditional diffusion network: `accelerate launch train/train_demo.py --config configs/NAME.yaml`.
+"""Trains D-EMO, DiT or SiT: `accelerate launch train/train_demo.py --config configs/diffusion/NAME.yaml`.
 
 The same command on an unfinished run resumes it.
 """

@@ -1,4 +1,4 @@
-"""Trains EMOv2 or EMOv1 to classify images: `accelerate launch train/train_emov2.py --config configs/emov2/NAME.yaml`.
+"""Trains EMOv2 or EMOv1: `accelerate launch train/train_emov2.py --config configs/classification/NAME.yaml`.
 
 The same command on an unfinished run resumes it.
 """

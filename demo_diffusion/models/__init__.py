@@ -1,3 +1,10 @@
+"""The networks.
+
+Read `mobile_block` (i2RMB) and `spanning_attention` first, then `transformer_demo` and `class_conditional` (what D-EMO
+shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `layers` what several share, and
+`operators` chooses the implementation of each operator.
+"""
+
 from .autoencoder_taef2 import AutoencoderTAEF2
 from .class_conditional import ClassConditionalTransformer
 from .emov2.auto import register_emov2

@@ -1,0 +1,149 @@
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.data.preparation import center_crop, to_rgb
+from tests.support.images import image_folder, picture
+
+
+def test_digits():
+    images = load_images(DataConfig(resolution=8))
+    assert (len(images.dataset), images.channels, images.num_classes) == (1797, 1, 10)
+    image, label = images.dataset[0]
+    assert image.shape == (1, 8, 8) and image.min() == -1 and label == 0
+    with pytest.raises(ValueError, match="resolution is 32.*8 pixels"):
+        load_images(DataConfig(resolution=32))
+
+
+def test_image_folder(tmp_path):
+    images = load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8))
+    assert images.id2label == {0: "cat", 1: "dog"} and images.channels == 3
+    image, label = images.dataset[5]
+    assert image.shape == (3, 8, 8) and image.dtype == torch.float32 and label == 1
+    assert -1 <= image.min() < image.max() <= 1
+
+
+def test_folder_and_file_names_mean_classes_alone(tmp_path):
+    folder = image_folder(tmp_path / "data", classes=("bus", "test", "train_station"), images_per_class=2)
+    for name in ("bus/bus-and-train_7.png", "test/deeper/crash-test_3.png", "cover.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture().save(folder / name)
+    images = load_images(DataConfig(dataset=str(folder), resolution=8))
+    assert images.id2label == {0: "bus", 1: "test", 2: "train_station"}
+    assert sorted(images.dataset[i][1] for i in range(len(images.dataset))) == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 6), ("val", 2)])
+def test_folder_with_splits(tmp_path, split, size):
+    image_folder(tmp_path / "data/train")
+    image_folder(tmp_path / "data/val", images_per_class=1)
+    images = load_images(DataConfig(dataset=str(tmp_path / "data"), split=split, resolution=8))
+    assert len(images.dataset) == size and images.id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_folder_of_parquet_shards(tmp_path):
+    for i in range(3):
+        shard = tmp_path / f"train-0000{i}-of-00003.parquet"
+        Path(parquet(tmp_path, img=[picture()] * 2, label=[0, 1])).rename(shard)
+    assert len(load_images(DataConfig(dataset=str(tmp_path), resolution=8)).dataset) == 6
+
+
+def test_modes():
+    deep = Image.fromarray(np.full((2, 2), 40000, dtype=np.uint16))
+    assert np.array(to_rgb(deep)).tolist() == [[[156] * 3] * 2] * 2
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert np.array(to_rgb(clear)).min() == 255
+    for mode in ("L", "P", "CMYK", "RGBA", "1"):
+        assert to_rgb(picture(mode=mode)).mode == "RGB"
+    with pytest.raises(ValueError, match="mode is 'F'"):
+        to_rgb(Image.new("F", (2, 2)))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    folder = image_folder(tmp_path / "data")
+    (folder / "cat/1.png").write_bytes(b"no image")
+    dataset = load_images(DataConfig(dataset=str(folder), resolution=8)).dataset
+    with pytest.raises(ValueError, match="Row 1 .*cat/1.png.* cannot be read as an image"):
+        dataset[1]
+
+
+def parquet(path, **columns) -> str:
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    features = datasets.Features({name: features.get(name, datasets.Value("int64")) for name in columns})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path / "data.parquet")
+    return str(path / "data.parquet")
+
+
+def test_parquet(tmp_path):
+    file = parquet(tmp_path, img=[picture()] * 3, label=[0, 1, 1])
+    images = load_images(DataConfig(dataset=file, resolution=12))
+    expected = torch.from_numpy(np.array(picture().crop((4, 0, 16, 12)))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(images.dataset[1][0], expected)
+    assert images.num_classes == 2
+
+
+def test_numbers_without_names_are_class_ids(tmp_path):
+    labels = list(range(12))[::-1]
+    file = parquet(tmp_path, img=[picture()] * 12, fine=labels)
+    images = load_images(DataConfig(dataset=file, resolution=8, label_column="fine"))
+    assert images.id2label == {i: str(i) for i in range(12)}
+    assert [images.dataset[i][1] for i in range(12)] == labels
+
+
+def test_texts_become_classes(tmp_path):
+    table = datasets.Dataset.from_dict({"img": [picture()] * 3, "kind": ["owl", "cat", "owl"]})
+    table.cast_column("img", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    options = {"dataset": str(tmp_path / "data.parquet"), "resolution": 8}
+    images = load_images(DataConfig(label_column="kind", **options))
+    assert images.id2label == {0: "cat", 1: "owl"} and images.dataset[0][1] == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"img": [picture()], "fine": [3]}, {}, "0 columns of type ClassLabel.*--label_column"),
+        ({"label": [0]}, {}, "0 columns of type Image.*--image_column"),
+        ({"img": [picture()], "label": [0]}, {"image_column": "image"}, "no column 'image'.*img"),
+        (
+            {"img": [picture()], "label": [0]},
+            {"image_column": "label", "label_column": "label"},
+            "they must be two",
+        ),
+        ({"label": [0], "fine": [1]}, {"image_column": "fine"}, "'fine' holds .* not images"),
+        ({"img": [picture()] * 2, "label": [0, -1]}, {}, r"labels \[-1\].*0 … 1"),
+        ({"img": [picture()] * 2, "fine": [5, -2]}, {"label_column": "fine"}, r"labels \[-2\].*0 … 5"),
+        ({"img": [], "label": []}, {}, "split 'train' of .*data.parquet cannot be read.*no data"),
+    ],
+)
+def test_wrong_data_is_named(columns, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_images(DataConfig(dataset=parquet(tmp_path, **columns), resolution=8, **options))
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "missing.parquet"])
+def test_missing_data_is_named(name):
+    with pytest.raises(ValueError, match=f"no dataset at {name}"):
+        load_images(DataConfig(dataset=name))
+
+
+def test_missing_split_is_named(tmp_path):
+    with pytest.raises(ValueError, match="split 'test' of .* cannot be read.*no folder"):
+        load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), split="test"))
+    with pytest.raises(ValueError, match="class folder"):
+        load_images(DataConfig(dataset=str(tmp_path / "data/cat")))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 30), (100, 17), (5, 7)])
+def test_center_crop_gives_the_size(size):
+    assert center_crop(picture(size), 8).size == (8, 8)
+
+
+def test_center_crop_keeps_the_centre():
+    image = Image.new("RGB", (64, 16), "black")
+    image.paste("white", (24, 0, 40, 16))
+    assert np.array(center_crop(image, 8)).min() > 200
