@@ -37,7 +37,7 @@ ATTENTIONS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def kernels_for_small_networks(monkeypatch):
-    monkeypatch.setattr(kernels.cpu_attention, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(kernels.cpu.attention, "MIN_ELEMENTS", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # training on more is faster by the definition
     yield
@@ -65,7 +65,7 @@ def triton_on_cpu(monkeypatch):
     )
     if triton_attention.DEVICE != "cpu":
         pytest.skip("Triton's interpreter is for machines without a GPU")
-    monkeypatch.setattr(kernels.triton_kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(kernels.gpu.available, "DEVICE", "cpu")
     monkeypatch.setattr(kernels, "cpu_attention_supports", lambda *_: False)
 
 
