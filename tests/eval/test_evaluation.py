@@ -301,7 +301,7 @@ def test_adm_s_own_file(tmp_path, random_inception):
 
 
 def test_reference_of_a_dataset_keeps_evenly_spaced_images(tmp_path, monkeypatch):
-    from demo_diffusion.eval import reference as module
+    from demo_diffusion.eval.features import reference as module
 
     monkeypatch.setattr(module, "MAX_KEPT", 5)
     for class_name in ("bird", "cat"):
