@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from demo_diffusion import DEMOPipeline, FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 from demo_diffusion.models import AutoencoderTAEF2
 from tests.support.goldens import GOLDENS
 from tests.support.networks import tiny_dit, tiny_transformer
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings it
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 # Where the modules of the package lie: package -> folder.
