@@ -13,7 +13,6 @@ beside the time that the arithmetic alone would take on this machine. docs/speed
 import argparse
 import gc
 import itertools
-import os
 import platform
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from demo_diffusion.eval.speed.report import Report, operator_table, speed_table
 from demo_diffusion.eval.speed.roofline import measure_rates
 from demo_diffusion.eval.speed.timing import Clock
 from demo_diffusion.eval.speed.workloads import CANDIDATES, DTYPES, REFERENCE
+from demo_diffusion.records.files import check_output_file
 
 COMMANDS = {
     "block": "one block: inference and training step",
@@ -120,10 +120,11 @@ def _problem(options: argparse.Namespace) -> str | None:
                 create_transformer(f"{CANDIDATES[candidate].family}-{size}/2", num_layers=1, **dict(options.override))
     except ValueError as error:
         return f"--override: {error}"
-    if options.out is not None and not options.out.absolute().parent.is_dir():
-        return f"--out is {options.out}, whose folder does not exist."
-    if options.out is not None and (options.out.is_dir() or not os.access(options.out.absolute().parent, os.W_OK)):
-        return f"--out is {options.out}, which cannot be written; name a file in a folder of yours."
+    try:
+        if options.out is not None:
+            check_output_file(options.out)
+    except ValueError as error:
+        return str(error)
     if options.device == "cuda" and not torch.cuda.is_available():
         return "--device is cuda, but PyTorch finds no GPU."
     if options.device == "cuda" and "bf16" in options.precision and not torch.cuda.is_bf16_supported():

@@ -8,7 +8,6 @@ processor says. `torchrun --nproc_per_node N eval/classify.py …` shares the im
 """
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.accuracy import Accuracy, change_crop, measure_accuracy
 from demo_diffusion.eval.samples.image_sources import RawSamples
 from demo_diffusion.models.classifiers import check_classes, load_classifier
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import check_output_file, write_json
 from demo_diffusion.records.hashes import file_hash, state_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -60,8 +59,8 @@ class ClassifyConfig:
                 raise ValueError(f"--{name} is {value}; it must be at least {least}.")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop_pct is {self.crop_pct}; it must be in (0, 1].")
-        if self.out is not None and (Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir()):
-            raise ValueError(f"--out is {self.out}; it must be a file in a folder there is.")
+        if self.out is not None:
+            check_output_file(Path(self.out))
 
 
 def open_data(config: ClassifyConfig) -> LabelledImages | RawSamples:
@@ -117,7 +116,7 @@ def run(config: ClassifyConfig) -> None:
     if state.is_main_process:
         print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))
         if config.out is not None:
-            replace_text(Path(config.out), json.dumps(results, indent=1))
+            write_json(Path(config.out), results)
 
 
 def main(arguments: list[str] | None = None) -> None:

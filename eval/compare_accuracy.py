@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from demo_diffusion.records.figures import check_plot_file, save_accuracy_curves
+from demo_diffusion.records.figures import PLOT_FORMATS, save_accuracy_curves
+from demo_diffusion.records.files import check_output_file
 from demo_diffusion.records.run_records import read_accuracies
 from demo_diffusion.records.tables import markdown_table
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     try:
-        check_plot_file(options.out)
+        check_output_file(options.out, PLOT_FORMATS)
         rows = [summary(run) for run in options.runs]
     except ValueError as error:
         sys.exit(f"error: {error}")

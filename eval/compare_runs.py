@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.records.figures import check_plot_file, save_loss_curves
+from demo_diffusion.records.figures import PLOT_FORMATS, save_loss_curves
+from demo_diffusion.records.files import check_output_file
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.records.tables import markdown_table
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = options.runs
     try:
-        check_plot_file(options.out)
+        check_output_file(options.out, PLOT_FORMATS)
         rows = [summary(run) for run in runs]
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from demo_diffusion.records.figures import check_plot_file
+from demo_diffusion.records.figures import PLOT_FORMATS
+from demo_diffusion.records.files import check_output_file
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.records.tables import markdown_table
 
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     try:
-        check_plot_file(options.out)
+        check_output_file(options.out, PLOT_FORMATS)
         speeds = options.images_per_second or [None] * len(options.runs)
         if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
             raise ValueError(f"--images_per_second has {speeds}; it must have a positive number for each run.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.records.files import replace_folder
+from demo_diffusion.records.files import write_whole
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.train.diffusion.build import create_network, create_objective, create_pipeline
 from demo_diffusion.train.diffusion.config import parse_config
@@ -44,7 +44,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))
-    replace_folder(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
+    write_whole(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
     done = progress_of(checkpoint).step
     write_model_card(run, out, config, data.dataset, read_losses(run, done), done)
     print(f"Wrote {out}: step {done}, moving average {decay}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
+from demo_diffusion.records.files import write_whole
 
 from .checkpoint_file import read_checkpoint
 
@@ -64,9 +65,7 @@ def convert_folder(source: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise ValueError(f"{target} exists already; choose another target or remove it.")
     autoencoder = convert_taef2(*(read_checkpoint(source / name).state_dict for name in FILES))
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    autoencoder.save_pretrained(partial)
-    os.replace(partial, target)
+    write_whole(target, autoencoder.save_pretrained)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -83,9 +83,3 @@ def save_loss_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> Non
 
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
-
-
-def check_plot_file(path: Path) -> None:
-    """Raises a ValueError if a plot cannot be written there."""
-    if path.suffix not in PLOT_FORMATS or not path.absolute().parent.is_dir():
-        raise ValueError(f"--out is {path}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is.")

@@ -51,7 +51,6 @@ class Reference:
         """
         self.check(path)
         facts = {name: getattr(self, name) for name in ("num_images", "extractor", "extractor_fingerprint", "source")}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, facts=np.array(json.dumps(facts)), **{name: getattr(self, name) for name in ARRAYS})
 
     @classmethod

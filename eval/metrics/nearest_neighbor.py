@@ -1,6 +1,5 @@
 """A quick check for small images: does a nearest-neighbour classifier of the real images know the samples?"""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.records.files import write_json
 
 NUM_NEIGHBORS = 3
 BATCH_SIZE = 100
@@ -32,7 +32,7 @@ class NearestNeighborReport:
     real_std: float
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1))
+        write_json(path, asdict(self))
 
     def __str__(self) -> str:
         lines = [f"real images: pixel mean {self.real_mean:+.3f}, spread {self.real_std:.3f}"]

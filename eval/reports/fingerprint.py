@@ -8,7 +8,7 @@ import torch
 from demo_diffusion.flops import count_macs
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines import DEMOPipeline
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import write_json
 from demo_diffusion.records.hashes import settings_of, weights_hash
 
 
@@ -70,4 +70,4 @@ def start_folder(folder: Path, fingerprint: dict) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "fingerprint.json").is_file():
         raise ValueError(f"{folder} is not empty and holds no evaluation. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / "fingerprint.json", json.dumps(fingerprint, indent=1))
+    write_json(folder / "fingerprint.json", fingerprint)

@@ -1,6 +1,5 @@
 """What an evaluation writes: results.json and the contact sheet."""
 
-import json
 from pathlib import Path
 
 from demo_diffusion.eval.features.extractors import FeatureExtractor
@@ -8,7 +7,7 @@ from demo_diffusion.eval.features.reference import Reference
 from demo_diffusion.eval.features.shards import FeatureShards
 from demo_diffusion.eval.metrics.scores import score
 from demo_diffusion.eval.samples.image_sources import ImageSource
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import write_json
 
 from .contact_sheet import contact_sheet
 
@@ -26,7 +25,7 @@ def write_results(
     metrics = score(shards, reference, extractor, labels if source.labels_are_imagenet else None)
     contact_sheet(shards, reference, labels).save(out / "contact_sheet.png")
     results = {"num_samples": shards.num_images, "metrics": metrics, **facts}
-    replace_text(out / "results.json", json.dumps(results, indent=1))
+    write_json(out / "results.json", results)
     return metrics
 
 

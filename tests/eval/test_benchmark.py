@@ -235,7 +235,7 @@ def test_clock_counts_this_thread_alone():
         (["model", "--override", "num_layers=4"], "--depth is the number of blocks"),
         (["model", "--override", "width=4"], "--override: DiT-S/2 has no config field ['width']"),
         (["sampling", "--steps", "0"], "--steps must be at least 1"),
-        (["block", "--out", "/nowhere/speed.json"], "whose folder does not exist"),
+        (["block", "--out", "/nowhere/speed.json"], "it must be a file in a folder there is"),
         (["training", "--modes", "inference"], "unrecognized arguments"),
         ([], "command"),
     ],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
 from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
-from demo_diffusion.records.files import replace_folder, replace_text
+from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.run_records import add_accuracy, read_accuracies
 from demo_diffusion.train.engine.hub import check_hub_access, upload
@@ -163,14 +162,14 @@ class ClassificationTrainer(Trainer):
             "parameters": sum(p.numel() for p in network.parameters()),
             **provenance(self.accelerator),
         }
-        replace_text(folder / "results.json", json.dumps(results, indent=1))
+        write_json(folder / "results.json", results)
 
         def write(path):
             network.save_pretrained(path)
             self.processor.save_pretrained(path)
             write_classification_card(folder, path, self.config, results)
 
-        replace_folder(model_folder, write)
+        write_whole(model_folder, write)
         print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
         if self.config.run.push_to_hub is not None:
             upload(model_folder, self.config.run.push_to_hub)

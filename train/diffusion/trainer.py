@@ -13,7 +13,7 @@ from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import set_timesteps
 from demo_diffusion.records.figures import save_loss_curves
-from demo_diffusion.records.files import replace_folder
+from demo_diffusion.records.files import write_whole
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
@@ -123,7 +123,7 @@ class DiffusionTrainer(Trainer):
 
     def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
         if self.accelerator.is_main_process:
-            replace_folder(self.folder.path / name, pipeline.save_pretrained)
+            write_whole(self.folder.path / name, pipeline.save_pretrained)
 
     def plot_losses(self) -> None:
         """Writes loss.png: the losses so far and, if the authors trained this network so, theirs."""
