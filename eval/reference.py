@@ -6,11 +6,11 @@ python eval/reference.py --dataset uoft-cs/cifar10 --split test --resolution 32 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference, reference_of, reference_of_adm
@@ -58,13 +58,11 @@ def make_reference(options: argparse.Namespace) -> Reference:
     return reference_of(source, extractor, f"{name} at {options.resolution} px", options.batch_size)
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    try:
-        reference = make_reference(options)
-        reference.save(options.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    reference = make_reference(options)
+    reference.save(options.out)
     print(f"Wrote {options.out}: {reference.extractor} statistics and {len(reference.features):,} images.")
 
 

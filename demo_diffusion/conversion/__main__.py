@@ -8,13 +8,13 @@ python -m demo_diffusion.conversion EMOv2_5M_224.pth FOLDER        official EMOv
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torchvision.models import ResNet50_Weights
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.records.files import check_output_folder, write_whole
 
 from .checkpoint_file import read_checkpoint
@@ -120,11 +120,9 @@ def _check_unused(options: argparse.Namespace, *names: str) -> None:
         raise ValueError(f"{flags} has no meaning for {options.source}; leave it out.")
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        convert(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    convert(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

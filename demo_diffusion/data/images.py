@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.cli.options import option
 
 from .preparation import center_crop, to_rgb
@@ -58,6 +59,7 @@ def load_images(config: DataConfig) -> LabelledImages:
 
 
 def _load_digits(config: DataConfig) -> LabelledImages:
+    require_packages(["sklearn"], "train", "The dataset digits")
     from sklearn.datasets import load_digits
 
     if config.resolution != 8:

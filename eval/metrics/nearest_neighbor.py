@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.records.files import write_json
 
@@ -58,6 +59,7 @@ def nearest_neighbor_report(
     Args:
         real_images: gives (image (C, H, W) in [−1, 1], class id), in the size of the samples.
     """
+    require_packages(["sklearn"], "train", "The nearest-neighbour check")
     from sklearn.neighbors import KNeighborsClassifier
 
     images, labels = zip(*(real_images[i] for i in range(len(real_images))), strict=True)

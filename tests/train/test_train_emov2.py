@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import json
 import random
 import re
@@ -20,7 +21,6 @@ from demo_diffusion.eval.classify import main as classify
 from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
 from demo_diffusion.models.classifiers import expected_input
 from demo_diffusion.models.emov2.presets import emov2_config
-from demo_diffusion.train import train_emov2
 from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
 from demo_diffusion.train.classification.data import AugmentedImages, image_processor, random_state_of
 from demo_diffusion.train.classification.distillation import Teacher, soft_distillation_loss
@@ -423,8 +423,8 @@ def test_measuring_on_training_images_is_said(folder, tmp_path):
 
 
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
-    find = train_emov2.importlib.util.find_spec
-    monkeypatch.setattr(train_emov2.importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else find(name))
     with pytest.raises(SystemExit, match=r"Training needs timm: pip install 'demo-diffusion\[train\]'"):
         train(folder, tmp_path / "run")
 

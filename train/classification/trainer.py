@@ -1,7 +1,6 @@
 """Trains EMOv2 or EMOv1 to classify images."""
 
 import dataclasses
-import importlib.util
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from demo_diffusion import EMOv2ForImageClassification, create_emov2
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
@@ -29,7 +29,7 @@ class ClassificationTrainer(Trainer):
     """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads."""
 
     def __init__(self, config: ClassificationTrainingConfig):
-        check_packages()
+        require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
         if config.run.push_to_hub is not None:
             check_hub_access()
         self.images = load_images(training_images(config.data))
@@ -173,9 +173,3 @@ class ClassificationTrainer(Trainer):
         print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
         if self.config.run.push_to_hub is not None:
             upload(model_folder, self.config.run.push_to_hub)
-
-
-def check_packages() -> None:
-    """Raises a ValueError if a package that training needs is missing."""
-    if missing := [name for name in ("timm", "matplotlib", "tensorboard") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")

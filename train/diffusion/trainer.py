@@ -1,6 +1,5 @@
 """Trains D-EMO, DiT or SiT."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion import DEMOPipeline
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
@@ -152,5 +152,4 @@ def check_packages(config: DiffusionTrainingConfig) -> None:
     needed = ["matplotlib", "tensorboard"]
     if (config.data.dataset == "digits" and config.data.latents is None) or config.run.knn_samples:
         needed.append("sklearn")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")
+    require_packages(needed, "train", "Training")
