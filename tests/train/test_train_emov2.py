@@ -19,10 +19,10 @@ from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.raw_images import RawImages
 from demo_diffusion.eval.classify import main as classify
 from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
-from demo_diffusion.models.classifiers import expected_input
+from demo_diffusion.models.classifiers import expected_input, image_processor
 from demo_diffusion.models.emov2.presets import emov2_config
 from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
-from demo_diffusion.train.classification.data import AugmentedImages, image_processor, random_state_of
+from demo_diffusion.train.classification.data import AugmentedImages, random_state_of
 from demo_diffusion.train.classification.distillation import Teacher, soft_distillation_loss
 from demo_diffusion.train.classification.trainer import ClassificationTrainer
 from demo_diffusion.train.train_emov2 import main
@@ -205,7 +205,7 @@ def test_both_families_learn(folder, tmp_path, preset):
 def test_what_happens_to_a_picture_depends_on_seed_epoch_and_index_alone(folder):
     data = ClassificationDataConfig(dataset=str(folder), resolution=32)
     augmentation = AugmentationConfig(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
-    pictures = RawImages(load_images(data))
+    pictures = RawImages(load_images(data, own_size=True))
     samples = AugmentedImages(pictures, data, augmentation, seed=3)
     first, label = samples[(0, 0)]
     assert first.shape == (3, 32, 32) and label == 0
@@ -233,7 +233,7 @@ def test_random_state_seeds_all_three_generators():
 
 
 def test_digits_are_pictures_too():
-    picture, label = RawImages(load_images(DataConfig(resolution=8)))[1]
+    picture, label = RawImages(load_images(DataConfig(), own_size=True))[1]
     assert (picture.size, picture.mode, label) == ((8, 8), "RGB", 1)
 
 
@@ -290,8 +290,7 @@ def teacher_folder(path: Path, num_labels=2, mean=0.3, std=0.6) -> Path:
     model = create_emov2("EMOv2-1M", num_labels=num_labels, layer_scale_init_value=1.0, **sizes)
     nn.init.normal_(model.classifier.weight, std=3)
     model.save_pretrained(path)
-    data = ClassificationDataConfig(resolution=24, image_mean=[mean] * 3, image_std=[std] * 3)
-    image_processor(data).save_pretrained(path)
+    image_processor(24, image_mean=[mean] * 3, image_std=[std] * 3).save_pretrained(path)
     return path
 
 

@@ -12,6 +12,7 @@ from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
+from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
@@ -20,7 +21,7 @@ from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
 from .config import ClassificationTrainingConfig
-from .data import AugmentedImages, image_processor, load_validation_images, training_images
+from .data import AugmentedImages, load_validation_images
 from .distillation import Teacher, soft_distillation_loss
 from .model_card import write_classification_card
 
@@ -32,24 +33,23 @@ class ClassificationTrainer(Trainer):
         require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
         if config.run.push_to_hub is not None:
             check_hub_access()
-        self.images = load_images(training_images(config.data))
+        self.images = load_images(config.data, own_size=True)
         self.val_images = load_validation_images(config.data, self.images)
         length = config.optimization.in_steps(len(self.images.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
     def open_data(self) -> Dataset:
-        config, num_classes = self.config, self.images.num_classes
+        config, data, num_classes = self.config, self.config.data, self.images.num_classes
         self.accelerator.print(
             f"{len(self.images.dataset):,} images of {num_classes:,} classes, {len(self.val_images.dataset):,} to "
             f"measure on; {self.num_steps:,} steps of {config.optimization.batch_size}"
         )
-        self.processor = image_processor(config.data)
+        self.processor = image_processor(data.resolution, data.crop_pct, data.image_mean, data.image_std)
         self.val_samples = ProcessedImages(RawImages(self.val_images), self.processor)
         self._check_images_of_a_pass()
         self.mixup = self._create_mixup() if config.augmentation.mixes else None
         self.teacher = None
         if config.objective.teacher is not None:
-            data = config.data
             teacher = Teacher(config.objective.teacher, self.images.id2label, data.image_mean, data.image_std)
             self.teacher = teacher.to(self.accelerator.device)
         return AugmentedImages(RawImages(self.images), config.data, config.augmentation, config.optimization.seed)
