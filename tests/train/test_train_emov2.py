@@ -18,7 +18,7 @@ from demo_diffusion import create_emov2
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.raw_images import RawImages
 from demo_diffusion.eval.classify import main as classify
-from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
+from demo_diffusion.eval.compare_runs import main as compare_runs
 from demo_diffusion.models.classifiers import expected_input, image_processor
 from demo_diffusion.models.emov2.presets import emov2_config
 from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
@@ -153,15 +153,17 @@ def test_the_folder_is_as_accurate_as_the_run_says(finished_run, folder, tmp_pat
 
 
 def test_runs_are_laid_side_by_side(finished_run, tmp_path, capsys):
-    compare_accuracy([str(finished_run), str(finished_run), "--out", str(tmp_path / "accuracy.png")])
+    compare_runs([str(finished_run), str(finished_run), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.png")])
     results = json.loads((finished_run / "results.json").read_text())
     table = capsys.readouterr().out
     assert table.count(f"| EMOv2-1M | {results['parameters']:,} | 6 | {results['top1']:.2%} | 100.00% |") == 2
     assert Image.open(tmp_path / "accuracy.png").size == (840, 480)
+    compare_runs([str(finished_run), "--out", str(tmp_path / "losses.png")])
+    assert capsys.readouterr().out.splitlines()[-1] in table and (tmp_path / "losses.png").is_file()
     with pytest.raises(SystemExit, match="not the folder of a classifier's finished run"):
-        compare_accuracy([str(tmp_path), "--out", str(tmp_path / "accuracy.png")])
+        compare_runs([str(tmp_path), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.png")])
     with pytest.raises(SystemExit, match=r"must be a .png, .pdf, .svg file"):
-        compare_accuracy([str(finished_run), "--out", str(tmp_path / "accuracy.txt")])
+        compare_runs([str(finished_run), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.txt")])
 
 
 def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, monkeypatch):
