@@ -3,6 +3,7 @@ import importlib.util
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,11 @@ def test_runs_are_laid_side_by_side(finished_run, tmp_path, capsys):
     assert Image.open(tmp_path / "accuracy.png").size == (840, 480)
     compare_runs([str(finished_run), "--out", str(tmp_path / "losses.png")])
     assert capsys.readouterr().out.splitlines()[-1] in table and (tmp_path / "losses.png").is_file()
+    scored = Path(shutil.copytree(finished_run, tmp_path / "scored"))
+    (scored / "evaluation/step-6").mkdir(parents=True)
+    (scored / "evaluation/step-6/results.json").write_text('{"metrics": {"fid": 3.5}, "fingerprint": {}}')
+    compare_runs([str(scored), "--plot", "fid", "--out", str(tmp_path / "fid.png")])
+    assert re.search(r"\| EMOv2-1M \|.*\n\n\| run \| at \|.*\| 3.5 \|\n", capsys.readouterr().out, re.DOTALL)
     with pytest.raises(SystemExit, match="not the folder of a classifier's finished run"):
         compare_runs([str(tmp_path), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.png")])
     with pytest.raises(SystemExit, match=r"must be a .png, .pdf, .svg file"):
