@@ -61,6 +61,15 @@ class Report:
         return "; ".join([machine["processor"], f"{machine['threads']} thread(s)", machine["clock"], *rates])
 
 
+def write_classifiers(path: Path, settings: dict, results: dict) -> None:
+    """The results of `compare_classifiers`, with what made them."""
+    import timm
+
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "demo_diffusion": __version__}
+    facts = {"settings": settings, "versions": versions, "processor": processor_name(torch.device("cpu"))}
+    write_json(path, {**facts, **results})
+
+
 def processor_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
