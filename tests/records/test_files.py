@@ -49,19 +49,28 @@ def test_an_interrupted_write_leaves_the_earlier_one(tmp_path, is_folder, interr
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_two_writers_of_one_target_do_not_meet(tmp_path):
-    """The inner write stands for another process that starts and ends while the first one writes."""
-    seen = []
+def in_another_process(run) -> int:
+    """Runs something in a copy of this process; returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_two_processes_that_write_one_target_do_not_meet(tmp_path):
+    target = tmp_path / "target"
 
     def write(path: Path) -> None:
         path.write_text("outer")
-        write_whole(tmp_path / "target", lambda other: seen.append(other) or other.write_text("inner"))
-        assert path.read_text() == "outer" and (tmp_path / "target").read_text() == "inner"
-        seen.append(path)
+        assert in_another_process(lambda: write_text(target, "inner")) == 0
+        assert path.name == target.name and path.read_text() == "outer" and target.read_text() == "inner"
 
-    write_whole(tmp_path / "target", write)
-    assert (tmp_path / "target").read_text() == "outer"
-    assert seen[0] != seen[1] and seen[0].name == seen[1].name == "target"
+    write_whole(target, write)
+    assert target.read_text() == "outer" and list(tmp_path.iterdir()) == [target]
 
 
 def test_a_file_never_replaces_a_folder(tmp_path):
@@ -72,10 +81,8 @@ def test_a_file_never_replaces_a_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    pid = os.fork()
-    if pid == 0:
-        write_whole(tmp_path / "target", lambda path: path.write_text("half") and os._exit(9))
-    os.waitpid(pid, 0)
+    die = lambda path: path.write_text("half") and os._exit(9)  # noqa: E731
+    assert in_another_process(lambda: write_whole(tmp_path / "target", die)) == 9
     (tmp_path / "000000.1.partial").write_text("of an older version")
     assert len(list(tmp_path.glob("*.partial"))) == 2 and not (tmp_path / "target").exists()
     write_text(tmp_path / "kept", "")
