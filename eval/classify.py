@@ -8,24 +8,23 @@ processor says. `torchrun --nproc_per_node N eval/classify.py …` shares the im
 """
 
 import dataclasses
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
+from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
 from demo_diffusion.cli.options import option
-from demo_diffusion.data.images import DataConfig, LabelledImages, load_images
+from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.accuracy import Accuracy, change_crop, measure_accuracy
 from demo_diffusion.eval.samples.image_sources import RawSamples
 from demo_diffusion.models.classifiers import check_classes, load_classifier
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import check_output_file, write_json
 from demo_diffusion.records.hashes import file_hash, state_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -60,27 +59,20 @@ class ClassifyConfig:
                 raise ValueError(f"--{name} is {value}; it must be at least {least}.")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"--crop_pct is {self.crop_pct}; it must be in (0, 1].")
-        if self.out is not None and (Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir()):
-            raise ValueError(f"--out is {self.out}; it must be a file in a folder there is.")
+        if self.out is not None:
+            check_output_file(Path(self.out))
 
 
-def open_data(config: ClassifyConfig) -> LabelledImages | RawSamples:
-    """Raises a ValueError if it cannot be read."""
+def open_samples(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:
+    """(RGB image, class id); raises ValueError if they cannot be read or have other classes than the model."""
     if config.npz:
-        return RawSamples(Path(config.npz))
+        samples = RawSamples(Path(config.npz))
+        samples.check_classes(config.model, model.config.num_labels)
+        return samples
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
-    return load_images(dataclasses.replace(data, resolution=8) if config.dataset == "digits" else data)
-
-
-def pictures_of(data: LabelledImages | RawSamples, name: str, model: PreTrainedModel) -> Dataset:
-    """Raises a ValueError if the data has other classes than the model."""
-    if isinstance(data, LabelledImages):
-        check_classes(name, model, data.id2label)
-        return RawImages(data)
-    least, greatest, last = min(data.samples.labels), max(data.samples.labels), model.config.num_labels - 1
-    if least < 0 or greatest > last:
-        raise ValueError(f"The samples have classes {least} … {greatest}, {name} has 0 … {last}.")
-    return data
+    images = load_images(data, own_size=True)
+    check_classes(config.model, model, images.id2label)
+    return RawImages(images)
 
 
 def classify(config: ClassifyConfig, state: PartialState) -> dict:
@@ -90,13 +82,12 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
         ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
     """
     config.check()
-    data = open_data(config)
     model, processor = load_classifier(config.model)
-    pictures = pictures_of(data, config.model, model)
+    images = open_samples(config, model)
     change_crop(processor, config.resolution, config.crop_pct)
     fingerprint = state_hash(model)
     model.to(state.device)
-    samples = ProcessedImages(pictures, processor)
+    samples = ProcessedImages(images, processor)
     with full_precision(state.device):
         accuracy = measure_accuracy(lambda x: model(x).logits, samples, state, config.batch_size, config.num_workers)
     return {
@@ -110,23 +101,14 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
     }
 
 
-def run(config: ClassifyConfig) -> None:
-    """Measures; rank 0 prints and writes the result."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+@one_line_for_mistakes()
+def main(arguments: list[str] | None = None) -> None:
+    config, state = parse_options(ClassifyConfig, __doc__, arguments), PartialState(cpu=not torch.cuda.is_available())
     results = classify(config, state)
     if state.is_main_process:
         print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))
         if config.out is not None:
-            replace_text(Path(config.out), json.dumps(results, indent=1))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser(ClassifyConfig, description=__doc__, allow_abbrev=False)
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    try:
-        run(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+            write_json(Path(config.out), results)
 
 
 if __name__ == "__main__":

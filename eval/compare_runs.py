@@ -1,64 +1,80 @@
-"""Lays runs side by side: `python eval/compare_runs.py runs/a runs/b --out losses.png`.
+"""Lays runs side by side: `python eval/compare_runs.py runs/a runs/b --plot loss|accuracy|METRIC --out FILE`.
 
-Prints a table of each run's network (blocks × width), objective, last loss and nearest-neighbour accuracies, and plots
-the losses. Losses of different objectives are not comparable.
+Prints a table of the runs if all are finished: each one's network, and its last loss and nearest-neighbour accuracies,
+or a classifier's accuracy. Losses of different objectives are not comparable; metrics are.
+
+Where a METRIC (such as fid) is plotted or --metrics are given, it prints a table of the scores too, those in
+RUN/evaluation/step-*/results.json, which `eval_every` of a training config leaves there, or `eval/evaluate.py --out
+RUN/evaluation/step-000010000` on a pipeline of that step. It compares the runs at the last step at which all were
+scored, and at the time that the fastest took to its last score, between scores linearly. Time is steps at the run's
+median speed, so that compiling, and what else the machine did, count less; or at the speeds that are given, of runs
+that shared a machine. The plot shows the metric over both. Scores that were not drawn alike are refused.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
-import yaml
-
-from demo_diffusion import DEMOPipeline
-from demo_diffusion.records.figures import check_plot_file, save_loss_curves
-from demo_diffusion.records.run_records import read_losses
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.eval.reports.comparison import (
+    ScoredRun,
+    classifier_summary,
+    compare_scores,
+    is_finished,
+    score_panels,
+    summary,
+)
+from demo_diffusion.records.figures import PLOT_FORMATS, save_accuracy_curves, save_loss_curves, save_score_curves
+from demo_diffusion.records.files import check_output_file
+from demo_diffusion.records.run_records import read_accuracies, read_losses
 from demo_diffusion.records.tables import markdown_table
 
-
-def summary(run: Path) -> dict[str, str]:
-    """One row of the table.
-
-    Raises:
-        ValueError: if the run is not finished.
-    """
-    pipeline, config_file = run / "pipeline", run / "config.yaml"
-    if not pipeline.is_dir() or not config_file.is_file():
-        raise ValueError(f"{run} is not the folder of a finished run; it lacks pipeline/ or config.yaml.")
-    config = yaml.safe_load(config_file.read_text())
-    transformer = DEMOPipeline.from_pretrained(pipeline).transformer
-    family, network = config["model"]["transformer"].split("-")[0], transformer.config
-    losses = read_losses(run)
-    if not losses:
-        raise ValueError(f"{run} has no losses in loss.csv.")
-    row = {
-        "run": str(run),
-        "network": f"{family} {network.num_layers} × {network.num_attention_heads * network.attention_head_dim}",
-        "objective": config["objective"]["objective"],
-        "parameters": f"{sum(p.numel() for p in transformer.parameters()):,}",
-        "steps": f"{losses[-1]['step']:,}",
-        "last loss": f"{losses[-1]['loss']:.4f}",
-    }
-    report = run / "nearest_neighbor.json"
-    accuracies = json.loads(report.read_text())["accuracy"] if report.is_file() else {}
-    return row | {f"accuracy at scale {float(scale):g}": f"{value:.1%}" for scale, value in accuracies.items()}
+SUMMARIES = {"loss": summary, "accuracy": classifier_summary}  # of the plots that need finished runs
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument(
+        "--plot", default="loss", help="loss, accuracy (of classifiers) or a metric of scores; default: loss"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
-    options = parser.parse_args(arguments)
-    runs = options.runs
-    try:
-        check_plot_file(options.out)
-        rows = [summary(run) for run in runs]
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(markdown_table(rows))
-    names = [f"{run} ({row['network']}, {row['objective']})" for run, row in zip(runs, rows, strict=True)]
-    save_loss_curves(options.out, {name: read_losses(run) for name, run in zip(names, runs, strict=True)})
+    parser.add_argument("--metrics", nargs="+", default=[], help="metrics of the table, beside the one that is plotted")
+    speeds = "training speed of each run, measured otherwise; default: medians of loss.csv"
+    parser.add_argument("--images_per_second", nargs="+", type=float, help=speeds)
+    return parser.parse_args(arguments)
+
+
+def read_scores(options: argparse.Namespace, metrics: list[str]) -> list[ScoredRun]:
+    """Raises ValueError if a run has not each score, or there is not one speed for each run."""
+    speeds = options.images_per_second or [None] * len(options.runs)
+    if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
+        raise ValueError(f"--images_per_second has {speeds}; it must have a positive number for each run.")
+    return [ScoredRun.read(run, metrics, speed) for run, speed in zip(options.runs, speeds, strict=True)]
+
+
+@one_line_for_mistakes()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    runs, metric = options.runs, None if options.plot in SUMMARIES else options.plot
+    check_output_file(options.out, PLOT_FORMATS)
+    metrics = list(dict.fromkeys([*([metric] if metric else []), *options.metrics]))
+    if options.images_per_second and not metrics:
+        raise ValueError("--images_per_second is for scores; plot a metric, or give --metrics.")
+    rows = []
+    if metric is None or all(map(is_finished, runs)):
+        rows = [SUMMARIES.get(options.plot, summary)(run) for run in runs]
+    scored = read_scores(options, metrics) if metrics else []
+    tables = [rows, compare_scores(scored) if scored else []]
+    print("\n\n".join(markdown_table(table) for table in tables if table))
+    if metric is not None:
+        save_score_curves(options.out, score_panels(scored, metric), metric)
+    elif options.plot == "accuracy":
+        names = [f"{run.name} ({row['network']})" for run, row in zip(runs, rows, strict=True)]
+        save_accuracy_curves(options.out, dict(zip(names, map(read_accuracies, runs), strict=True)))
+    else:
+        kinds = [", ".join(row[name] for name in ("network", "objective") if name in row) for row in rows]
+        names = [f"{run} ({kind})" for run, kind in zip(runs, kinds, strict=True)]
+        save_loss_curves(options.out, dict(zip(names, map(read_losses, runs), strict=True)))
 
 
 if __name__ == "__main__":

@@ -5,34 +5,22 @@ with any number of processes, continues an interrupted evaluation and ends with 
 """
 
 import dataclasses
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
-from demo_diffusion import DEMOPipeline
+from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
 from demo_diffusion.cli.options import option
-from demo_diffusion.eval.features.extraction import extract_features
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference
-from demo_diffusion.eval.features.shards import FeatureShards
-from demo_diffusion.eval.reports.contact_sheet import SHEET_SAMPLES
-from demo_diffusion.eval.reports.fingerprint import describe_pipeline, start_folder
-from demo_diffusion.eval.reports.results import format_metrics, write_results
-from demo_diffusion.eval.samples.generated import GeneratedSamples, SamplingPlan
+from demo_diffusion.eval.reports.results import Evaluation, format_metrics
+from demo_diffusion.eval.samples.generated import SamplingPlan, open_pipeline
 from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray, SampleFolder
-from demo_diffusion.pipelines.samplers import create_sampler
-from demo_diffusion.records.files import write_npz
 from demo_diffusion.records.hashes import file_hash
 from demo_diffusion.records.provenance import provenance
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -64,7 +52,7 @@ class EvaluationConfig:
     export: bool = option(False, "write the samples as samples.npz, as ADM's evaluator takes them")
 
     def check(self) -> None:
-        """Raises a ValueError if the options do not fit together."""
+        """Raises ValueError if the options do not fit together."""
         sources = {name: getattr(self, name) for name in ("pipeline", "images", "npz")}
         if sum(value is not None for value in sources.values()) != 1:
             raise ValueError(f"Give exactly one of --pipeline, --images and --npz; got {sources}.")
@@ -73,13 +61,10 @@ class EvaluationConfig:
         for name in ("out", "reference"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing.")
-        for name, least in (("num_samples", 2), ("num_inference_steps", 1), ("batch_size", 1), ("shard_size", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; it must be at least 0.")
-        if self.extractor not in EXTRACTORS:
-            raise ValueError(f"--extractor is {self.extractor!r}; it must be one of {list(EXTRACTORS)}.")
+        least = {"num_samples": 2, "num_inference_steps": 1, "batch_size": 1, "shard_size": 1, "seed": 0}
+        for name, number in least.items():
+            if getattr(self, name) is not None and getattr(self, name) < number:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {number}.")
 
 
 DEFAULTS = {each.name: each.default for each in dataclasses.fields(EvaluationConfig)}
@@ -89,109 +74,45 @@ SAMPLING = (
 )  # fmt: skip
 
 
-def open_source(config: EvaluationConfig, device: torch.device) -> tuple[ImageSource, dict]:
-    """The images and what makes them what they are.
-
-    Raises:
-        ValueError: if they cannot be read.
-    """
+def open_samples(config: EvaluationConfig, device: torch.device) -> tuple[ImageSource, dict]:
+    """The images and what makes them what they are; raises ValueError if they cannot be read."""
     if config.images is not None:
         source = SampleFolder(Path(config.images))
         return source, {"images_sha256": file_hash(*source.files)}
     if config.npz is not None:
-        path = Path(config.npz)
-        return SampleArray(path, config.imagenet_labels), {
-            "npz_sha256": file_hash(path),
-            "imagenet_labels": config.imagenet_labels,
-        }
-    pipeline = load_pipeline(config)
+        source = SampleArray(Path(config.npz), config.imagenet_labels)
+        return source, {"npz_sha256": file_hash(Path(config.npz)), "imagenet_labels": config.imagenet_labels}
     plan = SamplingPlan(
-        50_000 if config.num_samples is None else config.num_samples,
-        config.num_inference_steps,
-        config.guidance_scale,
-        (config.guidance_low, config.guidance_high),
-        config.guidance_channels,
-        config.labels,
-        config.seed,
-    )
-    facts = {**describe_pipeline(pipeline), **dataclasses.asdict(plan), "dtype": config.dtype}
-    return GeneratedSamples(pipeline.to(device, DTYPES[config.dtype]), plan), facts
+        50_000 if config.num_samples is None else config.num_samples, config.num_inference_steps, config.guidance_scale,
+        (config.guidance_low, config.guidance_high), config.guidance_channels, config.labels, config.seed,
+    )  # fmt: skip
+    return open_pipeline(config.pipeline, config.sampler, plan, config.dtype, device)
 
 
-def load_pipeline(config: EvaluationConfig) -> DEMOPipeline:
-    """Raises a ValueError if it cannot be read whole, or has no such sampler."""
-    try:
-        pipeline = DEMOPipeline.from_pretrained(config.pipeline)
-    except Exception as error:  # diffusers raises almost anything on a damaged folder
-        raise ValueError(f"The pipeline {config.pipeline} cannot be read: {error!r}") from error
-    if missing := [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]:
-        raise ValueError(f"The pipeline {config.pipeline} has no weights for {', '.join(missing)}.")
-    pipeline.scheduler = create_sampler(pipeline.scheduler, config.sampler)
-    return pipeline
-
-
-def run(config: EvaluationConfig) -> None:
-    """Evaluates; rank 0 writes and prints the results.
-
-    Raises:
-        ValueError: if something that was given is not fit.
-    """
+def evaluate(config: EvaluationConfig) -> None:
+    """Evaluates; rank 0 writes and prints the results. Raises ValueError if something that was given is not fit."""
     config.check()
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
         extractor = create_extractor(config.extractor, config.inception_weights, state.device)
-    out, reference = Path(config.out), None
-    if state.is_main_process:
-        reference = Reference.load(Path(config.reference))
-        reference.check_extractor(Path(config.reference), extractor.name, extractor.fingerprint)
-    source, facts = open_source(config, state.device)
+    reference = Reference.load_for(Path(config.reference), extractor) if state.is_main_process else None
+    source, facts = open_samples(config, state.device)
     num_samples = len(source) if config.num_samples is None else config.num_samples
-    if not 2 <= num_samples <= len(source):
-        raise ValueError(f"--num_samples is {num_samples}; there are {len(source)} images, and at least 2 are needed.")
-    fingerprint = {
-        **facts,
-        "num_samples": num_samples,
-        "batch_size": config.batch_size,
-        "shard_size": config.shard_size,
-        "extractor": extractor.name,
-        "extractor_weights": extractor.fingerprint,
-        "export": config.export,
-    }
-    if state.is_main_process:
-        fingerprint["reference"] = reference.source
-        fingerprint["reference_sha256"] = file_hash(Path(config.reference))
-        start_folder(out, fingerprint)
-    state.wait_for_everyone()
-    shards = FeatureShards(out / "shards", num_samples, config.shard_size)
-    keep_images = num_samples if config.export else SHEET_SAMPLES
-    speed = extract_features(source, extractor, shards, config.batch_size, state, keep_images)
-    if state.is_main_process:
-        record = {
-            "source": config.pipeline or config.images or config.npz,
-            "fingerprint": fingerprint,
-            "images_per_second": speed or previous_speed(out),
-            **provenance(state),
-        }
-        metrics = write_results(out, shards, reference, extractor, source, record)
+    facts |= {"batch_size": config.batch_size, "shard_size": config.shard_size, "export": config.export}
+    evaluation = Evaluation(
+        Path(config.out), config.pipeline or config.images or config.npz, source, extractor, reference, facts,
+        num_samples, config.batch_size, config.shard_size, keep_all=config.export,
+    )  # fmt: skip
+    metrics = evaluation.run(state, provenance(state) if state.is_main_process else None)
+    if metrics is not None:
         print(f"{num_samples:,} samples: {format_metrics(metrics)}")
         if config.export:
-            labels = {} if source.labels is None else {"arr_1": np.array(source.labels[:num_samples])}
-            write_npz(out / "samples.npz", arr_0=shards.read("images").permute(0, 2, 3, 1).numpy(), **labels)
+            evaluation.export(Path(config.out) / "samples.npz")
 
 
-def previous_speed(out: Path) -> float | None:
-    """That of a finished evaluation whose results are written again."""
-    path = out / "results.json"
-    return json.loads(path.read_text()).get("images_per_second") if path.is_file() else None
-
-
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser(EvaluationConfig, description=__doc__, allow_abbrev=False)
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    try:
-        run(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    evaluate(parse_options(EvaluationConfig, __doc__, arguments))
 
 
 if __name__ == "__main__":

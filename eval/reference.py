@@ -6,15 +6,16 @@ python eval/reference.py --dataset uoft-cs/cifar10 --split test --resolution 32 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference, reference_of, reference_of_adm
 from demo_diffusion.eval.samples.image_sources import RealFolder, TrainingImages
+from demo_diffusion.records.files import check_output_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,17 +39,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_reference(options: argparse.Namespace) -> Reference:
     """Raises a ValueError if the options or the images are not fit."""
-    if options.out.suffix != ".npz":
-        raise ValueError(f"--out is {options.out}; it must end in .npz.")
+    check_output_file(options.out, (".npz",), make_parents=True)
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if options.adm is None and (options.resolution is None or options.resolution < 1):
         raise ValueError(f"--resolution is {options.resolution}; give the side of the samples in pixels.")
     if options.adm is not None and options.resolution is not None:
         raise ValueError("--resolution has no meaning for --adm, whose images have their size; leave it out.")
-    existing = next(folder for folder in options.out.absolute().parents if folder.exists())
-    if not existing.is_dir() or options.out.is_dir():
-        raise ValueError(f"--out is {options.out}, where no file can be written.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     extractor = create_extractor(options.extractor, options.inception_weights, device)
     if options.adm is not None:
@@ -61,13 +58,11 @@ def make_reference(options: argparse.Namespace) -> Reference:
     return reference_of(source, extractor, f"{name} at {options.resolution} px", options.batch_size)
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    try:
-        reference = make_reference(options)
-        reference.save(options.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    reference = make_reference(options)
+    reference.save(options.out)
     print(f"Wrote {options.out}: {reference.extractor} statistics and {len(reference.features):,} images.")
 
 

@@ -5,9 +5,9 @@ Metrics by another extractor than Inception stand in their own columns, under th
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
 from demo_diffusion.records.tables import markdown_table
 
@@ -57,14 +57,12 @@ def our_row(run: Path) -> dict[str, str]:
     }
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished evaluations")
     options = parser.parse_args(arguments)
-    try:
-        ours = [our_row(run) for run in options.runs]
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    ours = [our_row(run) for run in options.runs]
     rows = [*published_rows(), *ours]
     metrics = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in (*FIRST, *LAST)]
     print(markdown_table(rows, [*FIRST, *metrics, *LAST]))

@@ -9,20 +9,18 @@ import sys
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
+from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
 from demo_diffusion.train.latents.cache import LatentCache
 from demo_diffusion.train.latents.config import CacheConfig
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser(CacheConfig, description=__doc__, allow_abbrev=False)
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    config = parse_options(CacheConfig, __doc__, arguments)
     try:
         # On CPUs processes find each other only if it is said that there is no accelerator.
         LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. The same command continues from what is in {config.out}.")
 

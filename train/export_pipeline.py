@@ -5,13 +5,13 @@ run's data, for its label names, and its autoencoder again.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.records.files import replace_folder
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.records.files import write_whole
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.train.diffusion.build import create_network, create_objective, create_pipeline
 from demo_diffusion.train.diffusion.config import parse_config
@@ -44,12 +44,13 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))
-    replace_folder(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
+    write_whole(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
     done = progress_of(checkpoint).step
     write_model_card(run, out, config, data.dataset, read_losses(run, done), done)
     print(f"Wrote {out}: step {done}, moving average {decay}.")
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
@@ -58,14 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ema_decay", type=float, help="which moving average; default: the run's first")
     parser.add_argument("--push_to_hub", help="hub id to upload it to")
     options = parser.parse_args(arguments)
-    try:
-        if options.push_to_hub:
-            check_hub_access()
-        export(options.run, options.out, options.ema_decay, options.step)
-        if options.push_to_hub:
-            upload(options.out, options.push_to_hub)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if options.push_to_hub:
+        check_hub_access()
+    export(options.run, options.out, options.ema_decay, options.step)
+    if options.push_to_hub:
+        upload(options.out, options.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ python -m demo_diffusion.conversion EMOv2_5M_224.pth FOLDER        official EMOv
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torchvision.models import ResNet50_Weights
 
-from demo_diffusion.records.files import write_whole
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.records.files import check_output_folder, write_whole
 
 from .checkpoint_file import read_checkpoint
 from .emov2 import classifier_from_official, is_emov2, save_classifier
@@ -111,9 +111,7 @@ def _check_target(target: Path) -> None:
         raise ValueError(f"{target} exists already; choose another target or remove it.")
     if target.resolve() == Path.cwd():
         raise ValueError("The target is the current folder; give the name of a new one.")
-    existing = next(folder for folder in target.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{target} cannot be written: {existing} is not a folder that may be written to.")
+    check_output_folder(target.absolute().parent)
 
 
 def _check_unused(options: argparse.Namespace, *names: str) -> None:
@@ -122,11 +120,9 @@ def _check_unused(options: argparse.Namespace, *names: str) -> None:
         raise ValueError(f"{flags} has no meaning for {options.source}; leave it out.")
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        convert(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    convert(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

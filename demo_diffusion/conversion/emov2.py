@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from demo_diffusion.models import EMOv2Config, EMOv2ForImageClassification
-from demo_diffusion.models.emov2.auto import emov2_image_processor
+from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.models.emov2.configuration import NUM_STAGES
 from demo_diffusion.models.emov2.presets import EMOV1_PRESETS, EMOV1_STYLE, EMOV2_PRESETS, IRMB_IN_EMOV2
 
@@ -222,4 +222,4 @@ def classifier_from_official(
 
 def save_classifier(model: EMOv2ForImageClassification, folder: Path) -> None:
     model.save_pretrained(folder)
-    emov2_image_processor(model.config.image_size).save_pretrained(folder)
+    image_processor(model.config.image_size).save_pretrained(folder)

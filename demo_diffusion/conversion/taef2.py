@@ -7,12 +7,13 @@ The source holds encoder.safetensors and decoder.safetensors with the original k
 import argparse
 import os
 import re
-import sys
 from pathlib import Path
 
 import torch
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
+from demo_diffusion.records.files import write_whole
 
 from .checkpoint_file import read_checkpoint
 
@@ -64,20 +65,16 @@ def convert_folder(source: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise ValueError(f"{target} exists already; choose another target or remove it.")
     autoencoder = convert_taef2(*(read_checkpoint(source / name).state_dict for name in FILES))
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    autoencoder.save_pretrained(partial)
-    os.replace(partial, target)
+    write_whole(target, autoencoder.save_pretrained)
 
 
+@one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of encoder.safetensors and decoder.safetensors")
     parser.add_argument("target", type=Path, help="folder to write")
     options = parser.parse_args(arguments)
-    try:
-        convert_folder(options.source, options.target)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    convert_folder(options.source, options.target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.cli.options import option
 
 from .preparation import center_crop, to_rgb
@@ -34,7 +35,7 @@ class LabelledImages:
     """Images in [−1, 1] with class ids.
 
     Attributes:
-        dataset: gives (image (C, resolution, resolution) float32, class id).
+        dataset: gives (image (C, height, width) float32, class id).
         channels: C.
         id2label: {class id: name}.
     """
@@ -48,27 +49,33 @@ class LabelledImages:
         return len(self.id2label)
 
 
-def load_images(config: DataConfig) -> LabelledImages:
+def load_images(config: DataConfig, own_size: bool = False) -> LabelledImages:
     """Opens the dataset of a config.
 
+    Args:
+        own_size: leaves each image as large as it is; False: all become squares of `config.resolution`.
+
     Raises:
-        ValueError: if it is empty, a column is missing or ambiguous, or a label is out of range.
+        ValueError: if it is empty, a column is missing or ambiguous, a label is out of range, or the digits, which have
+            one size, shall have another.
     """
-    return _load_digits(config) if config.dataset == "digits" else _load_with_datasets(config)
+    resolution = None if own_size else config.resolution
+    return _load_digits(resolution) if config.dataset == "digits" else _load_with_datasets(config, resolution)
 
 
-def _load_digits(config: DataConfig) -> LabelledImages:
+def _load_digits(resolution: int | None) -> LabelledImages:
+    require_packages(["sklearn"], "train", "The dataset digits")
     from sklearn.datasets import load_digits
 
-    if config.resolution != 8:
-        raise ValueError(f"resolution is {config.resolution}; scikit-learn's digits are 8 pixels wide.")
     digits = load_digits()
+    if resolution not in (None, side := digits.images.shape[-1]):
+        raise ValueError(f"resolution is {resolution}; scikit-learn's digits are {side} pixels wide.")
     images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # grey levels 0 … 16
     labels = torch.from_numpy(digits.target).long()
     return LabelledImages(TensorDataset(images, labels), channels=1, id2label={i: str(i) for i in range(10)})
 
 
-def _load_with_datasets(config: DataConfig) -> LabelledImages:
+def _load_with_datasets(config: DataConfig, resolution: int | None) -> LabelledImages:
     table = _open_table(config)
     image_column = config.image_column or _only_column(table, datasets.Image, "image")
     label_column = config.label_column or _only_column(table, datasets.ClassLabel, "label")
@@ -76,7 +83,7 @@ def _load_with_datasets(config: DataConfig) -> LabelledImages:
     if getattr(table.features[label_column], "dtype", None) in ("string", "large_string"):
         table = table.class_encode_column(label_column)
     names = _class_names(table, label_column)
-    dataset = ImageTable(table, image_column, label_column, config.resolution)
+    dataset = ImageTable(table, image_column, label_column, resolution)
     return LabelledImages(dataset, channels=3, id2label=dict(enumerate(names)))
 
 
@@ -156,9 +163,13 @@ class ImageError(ValueError):
 
 
 class ImageTable(Dataset):
-    """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id)."""
+    """Rows of a `datasets` table as (image in [−1, 1] (3, resolution, resolution), class id).
 
-    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int):
+    Args:
+        resolution: None: each image has its own size.
+    """
+
+    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int | None):
         self.table = table
         self.image_column = image_column
         self.label_column = label_column
@@ -169,7 +180,8 @@ class ImageTable(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image, label = self.picture(index)
-        pixels = torch.from_numpy(np.array(center_crop(image, self.resolution))).permute(2, 0, 1)
+        image = image if self.resolution is None else center_crop(image, self.resolution)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.float() / 127.5 - 1, label
 
     def picture(self, index: int) -> tuple[Image.Image, int]:

@@ -1,7 +1,31 @@
 """Any image classifier that transformers loads, timm's included, by name."""
 
+from collections.abc import Sequence
+
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, BitImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def image_processor(
+    resolution: int = 224,
+    crop_pct: float = 0.875,
+    image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> BitImageProcessor:
+    """The preprocessing of EMOv2's and EMOv1's official evaluation: resize (bicubic), centre crop, normalise.
+
+    Args:
+        resolution: side of the crop in pixels.
+        crop_pct: share of the shorter side that the crop keeps.
+        image_mean, image_std: of each channel of the pixels in [0, 1].
+    """
+    return BitImageProcessor(
+        size={"shortest_edge": int(resolution / crop_pct)},
+        crop_size={"height": resolution, "width": resolution},
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+    )
 
 
 def load_classifier(name: str) -> tuple[nn.Module, BaseImageProcessor]:

@@ -1,27 +1,73 @@
 """Curves and labelled grids of images."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .files import write_whole
+from .run_records import Row
 
-def save_accuracy_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+PANEL_HEIGHT = 4  # inches
+Curve = tuple[Iterable[float], Iterable[float]]  # x, y
+
+
+def save_loss_curves(path: Path, runs: Mapping[str, list[Row]]) -> None:
+    """Plots "loss" over "step" of each run, named in a legend."""
+    from matplotlib import ticker
+
+    with _saved_figure(path, width=7) as figure:
+        axes = figure.subplots()
+        _draw(axes, {name: _columns(rows, "loss") for name, rows in runs.items()}, "step", "training loss")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ticker.ScalarFormatter())
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+
+
+def save_accuracy_curves(path: Path, runs: Mapping[str, list[Row]]) -> None:
     """Plots "top1" over "step" of each run, named in a legend with its last value."""
-    import matplotlib
+    from matplotlib import ticker
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    curves = {f"{name}: {rows[-1]['top1']:.2%}": _columns(rows, "top1") for name, rows in runs.items()}
+    with _saved_figure(path, width=7) as figure:
+        axes = figure.subplots()
+        _draw(axes, curves, "step", "top-1 accuracy of the moving average", marker="o", markersize=3)
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+        axes.legend(loc="lower right")
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, rows in runs.items():
-        label = f"{name}: {rows[-1]['top1']:.2%}"
-        axes.plot([row["step"] for row in rows], [row["top1"] for row in rows], marker="o", markersize=3, label=label)
-    axes.set(xlabel="step", ylabel="top-1 accuracy of the moving average")
-    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+
+def save_score_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], metric: str) -> None:
+    """Plots a metric of each run over several measures, side by side: {name of x: {name of run: curve}}."""
+    with _saved_figure(path, width=5 * len(panels)) as figure:
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (x_label, curves) in zip(all_axes, panels.items(), strict=True):
+            _draw(axes, curves, x_label, metric if axes is all_axes[0] else "", marker="o")
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+@contextmanager
+def _saved_figure(path: Path, width: float) -> Iterator:
+    """A matplotlib figure, `width` inches wide, that is written when the block ends. It needs no screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, PANEL_HEIGHT), layout="constrained")
+    yield figure
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=120))
+
+
+def _draw(axes, curves: Mapping[str, Curve], x_label: str, y_label: str, **style) -> None:
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name, **style)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+
+
+def _columns(rows: list[Row], column: str) -> Curve:
+    return [row["step"] for row in rows], [row[column] for row in rows]
 
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor
@@ -61,31 +107,3 @@ def _fit(label: str, font: ImageFont.FreeTypeFont) -> str:
     while font.getlength(label + "…") > MAX_LABEL_WIDTH:
         label = label[:-1]
     return label + "…"
-
-
-def save_loss_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
-    """Plots "loss" over "step" of each run, named in a legend."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, rows in runs.items():
-        axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
-    axes.set(xlabel="step", ylabel="training loss", yscale="log")
-    axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ticker.ScalarFormatter())
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-PLOT_FORMATS = (".png", ".pdf", ".svg")
-
-
-def check_plot_file(path: Path) -> None:
-    """Raises a ValueError if a plot cannot be written there."""
-    if path.suffix not in PLOT_FORMATS or not path.absolute().parent.is_dir():
-        raise ValueError(f"--out is {path}; it must be a {', '.join(PLOT_FORMATS)} file in a folder there is.")

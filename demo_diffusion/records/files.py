@@ -9,19 +9,49 @@ from pathlib import Path
 
 import numpy as np
 
+PARTIAL = ".partial"  # ends the name of whatever is not whole yet
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or folder beside `target` and gives it its name when it is whole."""
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Has `write(path)` make a file or folder at a temporary path beside `target`, then renames it to `target`.
+
+    An earlier file or folder is replaced; if `write` fails or is killed, it stays. The temporary path bears the
+    target's name (some formats keep it) in a folder of its own, so that processes do not disturb each other. Missing
+    parents of `target` are made.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL) as temporary:
         partial = Path(temporary) / target.name
         write(partial)
+        if partial.is_dir() and target.is_dir() and not target.is_symlink():
+            os.replace(target, Path(temporary) / "earlier")  # a folder cannot be renamed onto one that is not empty
         os.replace(partial, target)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file."""
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
 def write_json(path: Path, content: dict | list) -> None:
-    """The whole file or, if it is interrupted, nothing."""
-    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Writes a whole JSON file."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes a whole file of arrays."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # by its name, NumPy would add .npz
+            np.savez(file, **arrays)
+
+    write_whole(path, write)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing into a folder. Only before any process writes."""
+    for leftover in folder.glob(f"*{PARTIAL}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def read_json(path: Path) -> dict | None:
@@ -36,23 +66,6 @@ def read_json(path: Path) -> dict | None:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a whole file or, if it is interrupted, nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` make a whole folder beside `path` and gives it its name; an earlier one is removed."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -70,9 +83,23 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
 
 
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Writes a file of arrays, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(partial, path)
+def check_output_folder(folder: Path) -> None:
+    """Raises ValueError if nothing can be written into a folder, which may be there or not."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: {existing} is not a folder that may be written to.")
+
+
+def check_output_file(path: Path, suffixes: tuple[str, ...] = (), make_parents: bool = False) -> None:
+    """Raises ValueError if the file that --out names cannot be written.
+
+    Args:
+        suffixes: allowed endings of the name; none: all.
+        make_parents: whether the folder need not exist yet.
+    """
+    is_named_well = path.suffix in suffixes if suffixes else True
+    if not is_named_well or path.is_dir() or not (make_parents or path.absolute().parent.is_dir()):
+        kind = f"{', '.join(suffixes)} file" if suffixes else "file"
+        place = "" if make_parents else " in a folder there is"
+        raise ValueError(f"--out is {path}; it must be a {kind}{place}.")
+    check_output_folder(path.absolute().parent)

@@ -5,7 +5,7 @@ import io
 import math
 from pathlib import Path
 
-from .files import replace_text
+from .files import write_text
 
 LOSS_FILE, ACCURACY_FILE = "loss.csv", "accuracy.csv"
 ACCURACY_COLUMNS = ("step", "top1", "top5")
@@ -48,7 +48,7 @@ def _write(path: Path, rows: list[Row], columns: list[str] | tuple[str, ...]) ->
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _number(text: str) -> int | float:

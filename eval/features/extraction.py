@@ -1,20 +1,14 @@
 """From images to features in shards, by any number of processes."""
 
-import time
-from collections.abc import Iterator
-
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from demo_diffusion.eval.samples.image_sources import ImageSource
+from demo_diffusion.records.shards import make_missing, remove_unfit
 
 from .extractors import FeatureExtractor, Features
-from .moments import Moments
 from .shards import FeatureShards
-
-POLL_SECONDS = 0.2
 
 
 def extract_features(
@@ -27,8 +21,8 @@ def extract_features(
 ) -> float | None:
     """Fills the missing shards; rank 0 returns when all are there, whichever process makes them.
 
-    Rank 0 lists what is missing for everybody. A shard is always made of the same batches, so that neither the number
-    of processes nor an interruption changes a bit.
+    A shard is always made of the same batches, so that neither the number of processes nor an interruption changes a
+    bit. Every process must call it.
 
     Args:
         keep_images: how many images, from index 0, are kept beside the features (at least those of the contact sheet).
@@ -39,31 +33,18 @@ def extract_features(
     Raises:
         ValueError: if an image is not fit.
     """
-    if state.is_main_process:
-        shards.clean()
-    (missing,) = broadcast_object_list([shards.missing() if state.is_main_process else None])
-    mine, started = missing[state.process_index :: state.num_processes], time.perf_counter()
-    total = sum(end - first for first, end in map(shards.span, mine))
-    with tqdm(total=total, unit="image", disable=not state.is_main_process, dynamic_ncols=True) as progress:
-        for shard in mine:
-            first, end = shards.span(shard)
-            features, images = [], []
-            for batch in source.batches(first, end, batch_size):
-                features.append(extractor(batch))
-                images.append(batch)
-                progress.update(len(batch))
-            kept = torch.cat(images)[: max(0, keep_images - first)].clone()
-            shards.write(shard, Features(*map(torch.cat, zip(*features, strict=True))), kept)
-    while state.is_main_process and shards.missing():
-        time.sleep(POLL_SECONDS)
-    made = sum(end - first for first, end in map(shards.span, missing))
-    return made / (time.perf_counter() - started) if made else None
 
+    def make(mine: list[int]) -> None:
+        total = sum(len(shards.span(shard)) for shard in mine)
+        with tqdm(total=total, unit="image", disable=not state.is_main_process, dynamic_ncols=True) as progress:
+            for shard in mine:
+                span, features, images = shards.span(shard), [], []
+                for batch in source.batches(span.start, span.stop, batch_size):
+                    features.append(extractor(batch))
+                    images.append(batch)
+                    progress.update(len(batch))
+                kept = torch.cat(images)[: max(0, keep_images - span.start)].clone()
+                shards.write(shard, Features(*map(torch.cat, zip(*features, strict=True))), kept)
 
-def moments_of(shards: FeatureShards, name: str) -> Moments:
-    """Of one kind of features, a shard at a time."""
-    parts: Iterator[Moments] = (Moments.of(shards.read_shard(shard, name)) for shard in range(len(shards)))
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+    remove_unfit(shards, state)
+    return make_missing(shards, state, make)

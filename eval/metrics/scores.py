@@ -1,47 +1,93 @@
-"""The metrics of an evaluation."""
+"""The metrics of an evaluation.
+
+A metric is a function of the samples' features and the reference; a row of `METRICS` puts it into every result. Its
+numbers are named as in the functions here, then as the extractor says (Inception's "fd" is "fid").
+"""
+
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
-from demo_diffusion.eval.features.extraction import moments_of
 from demo_diffusion.eval.features.extractors import FeatureExtractor
 from demo_diffusion.eval.features.reference import Reference
 from demo_diffusion.eval.features.shards import FeatureShards
 
-from .distances import frechet_distance, inception_score, kernel_distance, precision_recall
+from . import distances
+
+Scores = dict[str, float | None]  # None: cannot be computed here
 
 
-def score(
-    shards: FeatureShards, reference: Reference, extractor: FeatureExtractor, imagenet_labels: list[int] | None
-) -> dict[str, float | None]:
-    """All metrics; what cannot be computed is None.
-
-    With Inception they are "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision" and "recall". Other extractors'
-    are other numbers and are called so: "fd_<extractor>", …; "recognized_<extractor>" is the share of the samples whose
-    largest logit is that of their class.
+class SampleFeatures:
+    """The features of all samples.
 
     Args:
         imagenet_labels: the samples' classes, if they are ImageNet's.
     """
-    pooled, spatial = moments_of(shards, "pooled"), moments_of(shards, "spatial")
-    samples, logits = shards.read("pooled"), shards.read("logits")
-    real = torch.from_numpy(reference.features)
-    distance = frechet_distance(pooled.mean, pooled.covariance, reference.mean, reference.covariance)
-    spatial_distance = frechet_distance(
-        spatial.mean, spatial.covariance, reference.spatial_mean, reference.spatial_covariance
-    )
-    kernel, kernel_std = kernel_distance(samples, real)
-    precision, recall = precision_recall(samples, real)
-    if extractor.name == "inception":
-        is_mean, is_std = inception_score(logits)
-        return {
-            "fid": distance, "sfid": spatial_distance, "is": is_mean, "is_std": is_std, "kid": kernel,
-            "kid_std": kernel_std, "precision": precision, "recall": recall,
-        }  # fmt: skip
-    recognized = None
-    if imagenet_labels is not None:
-        recognized = (logits.argmax(dim=1) == torch.tensor(imagenet_labels)).float().mean().item()
-    scores = {
-        "fd": distance, "sfd": spatial_distance, "kd": kernel, "kd_std": kernel_std, "precision": precision,
-        "recall": recall, "recognized": recognized,
-    }  # fmt: skip
-    return {f"{name}_{extractor.name}": value for name, value in scores.items()}
+
+    def __init__(self, shards: FeatureShards, extractor: FeatureExtractor, imagenet_labels: list[int] | None):
+        self.shards, self.extractor, self.imagenet_labels = shards, extractor, imagenet_labels
+
+    @cached_property
+    def pooled(self) -> torch.Tensor:
+        """(N, D) float32."""
+        return self.shards.read("pooled")
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(N, classes) float32."""
+        return self.shards.read("logits")
+
+
+def frechet(features: SampleFeatures, reference: Reference) -> Scores:
+    ours = features.shards.moments("pooled")
+    return {"fd": distances.frechet_distance(ours.mean, ours.covariance, reference.mean, reference.covariance)}
+
+
+def spatial_frechet(features: SampleFeatures, reference: Reference) -> Scores:
+    ours, theirs = features.shards.moments("spatial"), (reference.spatial_mean, reference.spatial_covariance)
+    return {"sfd": distances.frechet_distance(ours.mean, ours.covariance, *theirs)}
+
+
+def inception_score(features: SampleFeatures, reference: Reference) -> Scores:
+    """Of Inception alone, whose logits define it."""
+    if features.extractor.name != "inception":
+        return {}
+    mean, std = distances.inception_score(features.logits)
+    return {"is": mean, "is_std": std}
+
+
+def kernel(features: SampleFeatures, reference: Reference) -> Scores:
+    mean, std = distances.kernel_distance(features.pooled, torch.from_numpy(reference.features))
+    return {"kd": mean, "kd_std": std}
+
+
+def precision_recall(features: SampleFeatures, reference: Reference) -> Scores:
+    precision, recall = distances.precision_recall(features.pooled, torch.from_numpy(reference.features))
+    return {"precision": precision, "recall": recall}
+
+
+def recognized(features: SampleFeatures, reference: Reference) -> Scores:
+    """The share of the samples whose largest logit is that of their class, for extractors that know ImageNet's."""
+    if not features.extractor.logits_are_imagenet:
+        return {}
+    if features.imagenet_labels is None:
+        return {"recognized": None}
+    hits = features.logits.argmax(dim=1) == torch.tensor(features.imagenet_labels)
+    return {"recognized": hits.float().mean().item()}
+
+
+METRICS: tuple[Callable[[SampleFeatures, Reference], Scores], ...] = (
+    frechet,
+    spatial_frechet,
+    inception_score,
+    kernel,
+    precision_recall,
+    recognized,
+)
+
+
+def score(features: SampleFeatures, reference: Reference) -> Scores:
+    """All metrics under the extractor's names for them."""
+    numbers = {name: value for metric in METRICS for name, value in metric(features, reference).items()}
+    return {features.extractor.metric_name(name): value for name, value in numbers.items()}

@@ -1,5 +1,4 @@
 """From numbers to what a person reads.
 
-Read `results` (an evaluation from claim to results.json), `fingerprint` (what decides its numbers), then
-`contact_sheet`, `comparison` and `published`.
+Read `results` (an evaluation from claim to results.json), then `contact_sheet`, `comparison` and `published`.
 """

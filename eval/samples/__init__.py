@@ -1,4 +1,4 @@
 """What is measured.
 
-`image_sources` reads images that exist, `generated` draws them from a pipeline.
+`image_sources` reads images that exist, `generated` draws them from a pipeline, `fingerprint` says what decides them.
 """

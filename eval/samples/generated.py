@@ -1,14 +1,16 @@
 """Samples drawn from a pipeline, each of them fixed by the seed and its index alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
 from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.pipelines.samplers import create_sampler
 
+from .fingerprint import describe_pipeline
 from .image_sources import to_uint8
 
 
@@ -28,6 +30,31 @@ class SamplingPlan:
     guidance_channels: int | None = None
     labels: Literal["balanced", "random"] = "balanced"
     seed: int = 0
+
+
+def load_pipeline(name: str, sampler: str | None) -> DEMOPipeline:
+    """A pipeline from a folder or the hub, with the sampler of that name; None: its own.
+
+    Raises:
+        ValueError: if it cannot be read whole, or has no such sampler.
+    """
+    try:
+        pipeline = DEMOPipeline.from_pretrained(name)
+    except Exception as error:  # diffusers raises almost anything on a damaged folder
+        raise ValueError(f"The pipeline {name} cannot be read: {error!r}") from error
+    if missing := [key for key, p in pipeline.transformer.named_parameters() if p.is_meta]:
+        raise ValueError(f"The pipeline {name} has no weights for {', '.join(missing)}.")
+    pipeline.scheduler = create_sampler(pipeline.scheduler, sampler)
+    return pipeline
+
+
+def open_pipeline(
+    name: str, sampler: str | None, plan: SamplingPlan, dtype: str, device: torch.device
+) -> tuple["GeneratedSamples", dict]:
+    """Samples of a pipeline from a folder or the hub, and what decides them; raises as `load_pipeline`."""
+    pipeline = load_pipeline(name, sampler)
+    facts = {**describe_pipeline(pipeline), **asdict(plan), "dtype": dtype}
+    return GeneratedSamples(pipeline.to(device, getattr(torch, dtype)), plan), facts
 
 
 class GeneratedSamples:

@@ -28,6 +28,12 @@ class RawSamples(Dataset):
         if self.samples.labels is None:
             raise ValueError(f"{path} has no 'arr_1', the classes of the samples.")
 
+    def check_classes(self, name: str, num_classes: int) -> None:
+        """Raises ValueError if the classifier of that name has not all of the samples' classes."""
+        least, greatest, last = min(self.samples.labels), max(self.samples.labels), num_classes - 1
+        if least < 0 or greatest > last:
+            raise ValueError(f"The samples have classes {least} … {greatest}, {name} has 0 … {last}.")
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -1,18 +1,44 @@
 """The benchmark's measurements, a row for each network."""
 
 import argparse
+import gc
 import itertools
 import statistics
 from collections.abc import Iterator
 
 import torch
 
+from demo_diffusion import kernels
+
 from .operator_profile import profile_operators
-from .roofline import Rates
+from .report import Report, operator_table, speed_table, title
+from .roofline import Rates, measure_rates
 from .timing import Clock, peak_bytes, ratio_to, time_in_turns
-from .workloads import CANDIDATES, REFERENCE, Case, Workload, make_workload
+from .workloads import CANDIDATES, DTYPES, REFERENCE, Case, Workload, make_workload
 
 COMPILED = {"none": (False,), "compiled": (True,), "both": (False, True)}
+
+
+def compare_networks(options: argparse.Namespace) -> None:
+    """Measures every case that the options of eval/benchmark.py ask for; prints its table and writes the report."""
+    if options.tune_malloc:
+        kernels.keep_freed_memory()
+    device = torch.device(options.device)
+    rates = {name: measure_rates(device, DTYPES[name], Clock(device)) for name in dict.fromkeys(options.precision)}
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    report = Report(options.out, settings, device, rates)
+    print(report.machine())
+    for case in cases(options):
+        torch.compiler.reset()  # gives up the last case's networks, and counts recompilations anew
+        gc.collect()
+        if options.command == "profile":
+            rows = profile_case(case, options.candidates)
+            text = operator_table(rows, options.top)
+        else:
+            rows = measure(case, options.candidates, options.rounds, rates[case.precision])
+            text = speed_table(rows)
+        print(f"\n{title(rows[0])}\n\n{text}", flush=True)
+        report.add(rows)
 
 
 def measure(case: Case, names: list[str], rounds: int, rates: Rates) -> list[dict]:

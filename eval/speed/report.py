@@ -1,6 +1,5 @@
 """The tables and the JSON file of `eval/benchmark.py`."""
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from accelerate import PartialState
 
 from demo_diffusion import __version__, kernels
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import write_json
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.tables import markdown_table
 
@@ -49,7 +48,7 @@ class Report:
     def add(self, rows: list[dict]) -> None:
         self.content["rows"] += rows
         if self.path is not None:
-            replace_text(self.path, json.dumps(self.content, indent=1))
+            write_json(self.path, self.content)
 
     def machine(self) -> str:
         """One line for people."""
@@ -60,6 +59,15 @@ class Report:
             for name, rate in machine["rates"].items()
         ]
         return "; ".join([machine["processor"], f"{machine['threads']} thread(s)", machine["clock"], *rates])
+
+
+def write_classifiers(path: Path, settings: dict, results: dict) -> None:
+    """The results of `compare_classifiers`, with what made them."""
+    import timm
+
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "demo_diffusion": __version__}
+    facts = {"settings": settings, "versions": versions, "processor": processor_name(torch.device("cpu"))}
+    write_json(path, {**facts, **results})
 
 
 def processor_name(device: torch.device) -> str:

@@ -20,6 +20,12 @@ def test_digits():
         load_images(DataConfig(resolution=32))
 
 
+def test_images_of_their_own_size(tmp_path):
+    config = DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8)
+    assert load_images(config, own_size=True).dataset[5][0].shape == (3, 12, 20)
+    assert load_images(DataConfig(), own_size=True).dataset[0][0].shape == (1, 8, 8)
+
+
 def test_image_folder(tmp_path):
     images = load_images(DataConfig(dataset=str(image_folder(tmp_path / "data")), resolution=8))
     assert images.id2label == {0: "cat", 1: "dog"} and images.channels == 3

@@ -251,7 +251,7 @@ def test_other_settings_are_refused(tmp_path, images, vae):
         ({"vae": "/missing"}, "autoencoder /missing cannot be read"),
         ({"dataset": "/missing"}, "no dataset at /missing"),
         ({"resolution": 17}, "resolution is 17.*multiple of 2"),
-        ({"out": "images"}, "images is not empty and holds no latents"),
+        ({"out": "images"}, "images is not empty and does not hold latents"),
         ({"out": "images/cat/0.png"}, "0.png is not a folder that may be written"),
         ({"batch_size": 0}, "--batch_size is 0; it must be at least 1"),
         ({"vae": ""}, "--vae is missing"),

@@ -9,6 +9,7 @@ import torch
 from demo_diffusion import kernels
 from demo_diffusion.eval import benchmark
 from demo_diffusion.eval.speed import roofline
+from demo_diffusion.eval.speed.measurements import measure
 from demo_diffusion.eval.speed.operator_profile import profile_operators
 from demo_diffusion.eval.speed.report import Report
 from demo_diffusion.eval.speed.roofline import Rates, Work, measure_rates
@@ -206,7 +207,7 @@ def test_training_step_leaves_no_gradients():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_blocks_are_measured():
-    rows = benchmark.measure(tiny_case(compiled=True), ["dit", "demo"], rounds=1, rates=RATES)
+    rows = measure(tiny_case(compiled=True), ["dit", "demo"], rounds=1, rates=RATES)
     assert [row["compiled"] for row in rows] == [True, True]
     assert all(row["median_seconds"] > 0 for row in rows)
 
@@ -235,7 +236,7 @@ def test_clock_counts_this_thread_alone():
         (["model", "--override", "num_layers=4"], "--depth is the number of blocks"),
         (["model", "--override", "width=4"], "--override: DiT-S/2 has no config field ['width']"),
         (["sampling", "--steps", "0"], "--steps must be at least 1"),
-        (["block", "--out", "/nowhere/speed.json"], "whose folder does not exist"),
+        (["block", "--out", "/nowhere/speed.json"], "it must be a file in a folder there is"),
         (["training", "--modes", "inference"], "unrecognized arguments"),
         ([], "command"),
     ],

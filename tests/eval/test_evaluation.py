@@ -16,6 +16,7 @@ import timm
 import torch
 import torch_fidelity
 import torch_fidelity.feature_extractor_inceptionv3 as inception_module
+from accelerate import PartialState
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.models import ResNet50_Weights
@@ -38,6 +39,7 @@ from demo_diffusion.eval.samples.generated import GeneratedSamples, SamplingPlan
 from demo_diffusion.eval.samples.image_sources import RealFolder, SampleFolder, to_uint8
 from demo_diffusion.eval.table import main as print_table
 from demo_diffusion.objectives import FlowObjective
+from demo_diffusion.records.shards import remove_unfit
 from tests.support.evaluation import LITE, pictures
 from tests.support.networks import tiny_transformer
 from tests.support.pipelines import quiet
@@ -273,7 +275,7 @@ def test_another_evaluation_does_not_continue_a_folder(tmp_path, two_sets, lite_
         *LITE,
     ]
     evaluate([*arguments, "--num_samples", "10"])
-    with pytest.raises(SystemExit, match=r"holds another evaluation: num_samples \(was 10, now 12\)"):
+    with pytest.raises(SystemExit, match=r"holds an evaluation of other settings: num_samples \(was 10, now 12\)"):
         evaluate([*arguments, "--num_samples", "12"])
     first = results_of(tmp_path / "run")
     evaluate([*arguments, "--num_samples", "10"])
@@ -336,19 +338,19 @@ def test_table_of_what_is_no_evaluation(tmp_path):
 
 
 def test_damaged_shards_are_made_again(tmp_path):
-    shards = FeatureShards(tmp_path, num_images=5, shard_size=2)
-    assert len(shards) == 3 and shards.missing() == [0, 1, 2] and shards.span(2) == (4, 5)
+    shards = FeatureShards(tmp_path, num_items=5, shard_size=2)
+    assert len(shards) == 3 and shards.missing() == [0, 1, 2] and shards.span(2) == range(4, 5)
     for shard, count in enumerate((2, 2, 1)):
         features = Features(torch.rand(count, 6), torch.rand(count, 7), torch.rand(count, 4))
         shards.write(shard, features, torch.zeros(0, 3, 2, 2, dtype=torch.uint8))
-    shards.clean()
+    remove_unfit(shards, PartialState())
     assert shards.missing() == [] and shards.read("spatial").shape == (5, 7)
     content = bytearray((tmp_path / "000001.safetensors").read_bytes())
     content[-10:] = b"\0" * 10
     (tmp_path / "000001.safetensors").write_bytes(content)
     shutil.copy(tmp_path / "000000.safetensors", tmp_path / "000002.safetensors")  # two images where one must be
     (tmp_path / "000007.123.partial").touch()
-    shards.clean()
+    remove_unfit(shards, PartialState())
     assert shards.missing() == [1, 2] and not list(tmp_path.glob("*.partial"))
 
 
@@ -359,14 +361,14 @@ def test_what_changes_the_numbers_is_in_the_fingerprint(tmp_path, two_sets, lite
     images = Path(shutil.copytree(two_sets[0], tmp_path / "images"))
     run(["--images", images, "--num_samples", 4])
     Image.open(images / "0001.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(images / "0000.png")
-    with pytest.raises(SystemExit, match="holds another evaluation: images_sha256"):
+    with pytest.raises(SystemExit, match="holds an evaluation of other settings: images_sha256"):
         run(["--images", images, "--num_samples", 4])
     saved_pipeline(tmp_path / "pipeline")
     sampling = ["--pipeline", tmp_path / "pipeline", "--num_samples", 4, "--num_inference_steps", 2]
     run(sampling, "sampled")
     config = tmp_path / "pipeline/transformer/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "timestep_scale": 3.0}))
-    with pytest.raises(SystemExit, match="holds another evaluation: network_settings"):
+    with pytest.raises(SystemExit, match="holds an evaluation of other settings: network_settings"):
         run(sampling, "sampled")
 
 

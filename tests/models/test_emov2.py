@@ -7,7 +7,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 
 from demo_diffusion import EMOv2Backbone, EMOv2Config, create_emov2, list_emov2
 from demo_diffusion.flops import count_macs
-from demo_diffusion.models.emov2.auto import emov2_image_processor
+from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.models.emov2.modeling import EMOv2Model
 from demo_diffusion.models.emov2.presets import IRMB_IN_EMOV2
 from demo_diffusion.models.mobile_block import MobileBlock
@@ -128,7 +128,7 @@ def test_labels_give_cross_entropy_and_gradients():
 def test_saved_folder_loads_through_auto_classes(name, tmp_path):
     model, pixels = tiny_emov2(name), torch.randn(1, 3, 48, 32)
     model.save_pretrained(tmp_path)
-    emov2_image_processor(48).save_pretrained(tmp_path)
+    image_processor(48).save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), EMOv2Config)
     torch.testing.assert_close(
         AutoModelForImageClassification.from_pretrained(tmp_path)(pixels).logits, model(pixels).logits

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from demo_diffusion import create_emov2
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.raw_images import RawImages
 from demo_diffusion.eval.classify import main as classify
-from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
-from demo_diffusion.models.classifiers import expected_input
+from demo_diffusion.eval.compare_runs import main as compare_runs
+from demo_diffusion.models.classifiers import expected_input, image_processor
 from demo_diffusion.models.emov2.presets import emov2_config
 from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
-from demo_diffusion.train.classification.data import AugmentedImages, image_processor, random_state_of
+from demo_diffusion.train.classification.data import AugmentedImages, random_state_of
 from demo_diffusion.train.classification.distillation import Teacher, soft_distillation_loss
 from demo_diffusion.train.classification.trainer import ClassificationTrainer
 from demo_diffusion.train.train_emov2 import main
@@ -153,15 +154,22 @@ def test_the_folder_is_as_accurate_as_the_run_says(finished_run, folder, tmp_pat
 
 
 def test_runs_are_laid_side_by_side(finished_run, tmp_path, capsys):
-    compare_accuracy([str(finished_run), str(finished_run), "--out", str(tmp_path / "accuracy.png")])
+    compare_runs([str(finished_run), str(finished_run), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.png")])
     results = json.loads((finished_run / "results.json").read_text())
     table = capsys.readouterr().out
     assert table.count(f"| EMOv2-1M | {results['parameters']:,} | 6 | {results['top1']:.2%} | 100.00% |") == 2
     assert Image.open(tmp_path / "accuracy.png").size == (840, 480)
+    compare_runs([str(finished_run), "--out", str(tmp_path / "losses.png")])
+    assert capsys.readouterr().out.splitlines()[-1] in table and (tmp_path / "losses.png").is_file()
+    scored = Path(shutil.copytree(finished_run, tmp_path / "scored"))
+    (scored / "evaluation/step-6").mkdir(parents=True)
+    (scored / "evaluation/step-6/results.json").write_text('{"metrics": {"fid": 3.5}, "fingerprint": {}}')
+    compare_runs([str(scored), "--plot", "fid", "--out", str(tmp_path / "fid.png")])
+    assert re.search(r"\| EMOv2-1M \|.*\n\n\| run \| at \|.*\| 3.5 \|\n", capsys.readouterr().out, re.DOTALL)
     with pytest.raises(SystemExit, match="not the folder of a classifier's finished run"):
-        compare_accuracy([str(tmp_path), "--out", str(tmp_path / "accuracy.png")])
+        compare_runs([str(tmp_path), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.png")])
     with pytest.raises(SystemExit, match=r"must be a .png, .pdf, .svg file"):
-        compare_accuracy([str(finished_run), "--out", str(tmp_path / "accuracy.txt")])
+        compare_runs([str(finished_run), "--plot", "accuracy", "--out", str(tmp_path / "accuracy.txt")])
 
 
 def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, monkeypatch):
@@ -205,7 +213,7 @@ def test_both_families_learn(folder, tmp_path, preset):
 def test_what_happens_to_a_picture_depends_on_seed_epoch_and_index_alone(folder):
     data = ClassificationDataConfig(dataset=str(folder), resolution=32)
     augmentation = AugmentationConfig(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
-    pictures = RawImages(load_images(data))
+    pictures = RawImages(load_images(data, own_size=True))
     samples = AugmentedImages(pictures, data, augmentation, seed=3)
     first, label = samples[(0, 0)]
     assert first.shape == (3, 32, 32) and label == 0
@@ -233,7 +241,7 @@ def test_random_state_seeds_all_three_generators():
 
 
 def test_digits_are_pictures_too():
-    picture, label = RawImages(load_images(DataConfig(resolution=8)))[1]
+    picture, label = RawImages(load_images(DataConfig(), own_size=True))[1]
     assert (picture.size, picture.mode, label) == ((8, 8), "RGB", 1)
 
 
@@ -290,8 +298,7 @@ def teacher_folder(path: Path, num_labels=2, mean=0.3, std=0.6) -> Path:
     model = create_emov2("EMOv2-1M", num_labels=num_labels, layer_scale_init_value=1.0, **sizes)
     nn.init.normal_(model.classifier.weight, std=3)
     model.save_pretrained(path)
-    data = ClassificationDataConfig(resolution=24, image_mean=[mean] * 3, image_std=[std] * 3)
-    image_processor(data).save_pretrained(path)
+    image_processor(24, image_mean=[mean] * 3, image_std=[std] * 3).save_pretrained(path)
     return path
 
 
@@ -424,7 +431,7 @@ def test_measuring_on_training_images_is_said(folder, tmp_path):
 
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else find(name))
     with pytest.raises(SystemExit, match=r"Training needs timm: pip install 'demo-diffusion\[train\]'"):
         train(folder, tmp_path / "run")
 

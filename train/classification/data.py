@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import BitImageProcessor
 
-from demo_diffusion.data.images import DataConfig, LabelledImages, load_images
+from demo_diffusion.data.images import LabelledImages, load_images
 from demo_diffusion.data.raw_images import RawImages
 
 from .config import AugmentationConfig, ClassificationDataConfig
@@ -75,21 +74,6 @@ def random_state_of(*key: int) -> Iterator[None]:
         torch.set_rng_state(pytorch)
 
 
-def image_processor(config: ClassificationDataConfig) -> BitImageProcessor:
-    """How the trained network's images are prepared: shorter side resized (bicubic), centre crop, normalisation."""
-    return BitImageProcessor(
-        size={"shortest_edge": int(config.resolution / config.crop_pct)},
-        crop_size={"height": config.resolution, "width": config.resolution},
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-    )
-
-
-def training_images(config: ClassificationDataConfig) -> DataConfig:
-    """What `load_images` shall open; scikit-learn's digits have one size."""
-    return dataclasses.replace(config, resolution=8) if config.dataset == "digits" else config
-
-
 def load_validation_images(config: ClassificationDataConfig, images: LabelledImages) -> LabelledImages:
     """The images that accuracy is measured on.
 
@@ -97,7 +81,7 @@ def load_validation_images(config: ClassificationDataConfig, images: LabelledIma
         ValueError: if they cannot be read or have other classes than the training images.
     """
     dataset = config.val_dataset or config.dataset
-    measured = load_images(training_images(dataclasses.replace(config, dataset=dataset, split=config.val_split)))
+    measured = load_images(dataclasses.replace(config, dataset=dataset, split=config.val_split), own_size=True)
     if measured.id2label != images.id2label:
         raise ValueError(
             f"The validation images ({dataset}, split {config.val_split!r}) have {_in_words(measured)}, the training "

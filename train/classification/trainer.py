@@ -1,8 +1,6 @@
 """Trains EMOv2 or EMOv1 to classify images."""
 
 import dataclasses
-import importlib.util
-import json
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +8,20 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from demo_diffusion import EMOv2ForImageClassification, create_emov2
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
+from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
-from demo_diffusion.records.files import replace_folder, replace_text
+from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.run_records import add_accuracy, read_accuracies
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
 from .config import ClassificationTrainingConfig
-from .data import AugmentedImages, image_processor, load_validation_images, training_images
+from .data import AugmentedImages, load_validation_images
 from .distillation import Teacher, soft_distillation_loss
 from .model_card import write_classification_card
 
@@ -30,27 +30,26 @@ class ClassificationTrainer(Trainer):
     """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads."""
 
     def __init__(self, config: ClassificationTrainingConfig):
-        check_packages()
+        require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
         if config.run.push_to_hub is not None:
             check_hub_access()
-        self.images = load_images(training_images(config.data))
+        self.images = load_images(config.data, own_size=True)
         self.val_images = load_validation_images(config.data, self.images)
         length = config.optimization.in_steps(len(self.images.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
     def open_data(self) -> Dataset:
-        config, num_classes = self.config, self.images.num_classes
+        config, data, num_classes = self.config, self.config.data, self.images.num_classes
         self.accelerator.print(
             f"{len(self.images.dataset):,} images of {num_classes:,} classes, {len(self.val_images.dataset):,} to "
             f"measure on; {self.num_steps:,} steps of {config.optimization.batch_size}"
         )
-        self.processor = image_processor(config.data)
+        self.processor = image_processor(data.resolution, data.crop_pct, data.image_mean, data.image_std)
         self.val_samples = ProcessedImages(RawImages(self.val_images), self.processor)
         self._check_images_of_a_pass()
         self.mixup = self._create_mixup() if config.augmentation.mixes else None
         self.teacher = None
         if config.objective.teacher is not None:
-            data = config.data
             teacher = Teacher(config.objective.teacher, self.images.id2label, data.image_mean, data.image_std)
             self.teacher = teacher.to(self.accelerator.device)
         return AugmentedImages(RawImages(self.images), config.data, config.augmentation, config.optimization.seed)
@@ -163,20 +162,14 @@ class ClassificationTrainer(Trainer):
             "parameters": sum(p.numel() for p in network.parameters()),
             **provenance(self.accelerator),
         }
-        replace_text(folder / "results.json", json.dumps(results, indent=1))
+        write_json(folder / "results.json", results)
 
         def write(path):
             network.save_pretrained(path)
             self.processor.save_pretrained(path)
             write_classification_card(folder, path, self.config, results)
 
-        replace_folder(model_folder, write)
+        write_whole(model_folder, write)
         print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
         if self.config.run.push_to_hub is not None:
             upload(model_folder, self.config.run.push_to_hub)
-
-
-def check_packages() -> None:
-    """Raises a ValueError if a package that training needs is missing."""
-    if missing := [name for name in ("timm", "matplotlib", "tensorboard") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")

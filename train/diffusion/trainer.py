@@ -1,6 +1,5 @@
 """Trains D-EMO, DiT or SiT."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,13 @@ import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion import DEMOPipeline
+from demo_diffusion.cli.command import require_packages
 from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import set_timesteps
 from demo_diffusion.records.figures import save_loss_curves
-from demo_diffusion.records.files import replace_folder
+from demo_diffusion.records.files import write_whole
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
@@ -123,7 +123,7 @@ class DiffusionTrainer(Trainer):
 
     def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
         if self.accelerator.is_main_process:
-            replace_folder(self.folder.path / name, pipeline.save_pretrained)
+            write_whole(self.folder.path / name, pipeline.save_pretrained)
 
     def plot_losses(self) -> None:
         """Writes loss.png: the losses so far and, if the authors trained this network so, theirs."""
@@ -152,5 +152,4 @@ def check_packages(config: DiffusionTrainingConfig) -> None:
     needed = ["matplotlib", "tensorboard"]
     if (config.data.dataset == "digits" and config.data.latents is None) or config.run.knn_samples:
         needed.append("sklearn")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"Training needs {', '.join(missing)}: pip install 'demo-diffusion[train]'.")
+    require_packages(needed, "train", "Training")

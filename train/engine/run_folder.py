@@ -1,14 +1,13 @@
 """The folder of a run: whose it is, and what is in it."""
 
 import json
-import os
 from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
 
 from demo_diffusion.cli.config_file import to_yaml
-from demo_diffusion.records.files import replace_text
+from demo_diffusion.records.files import check_output_folder, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
 
 from .checkpoints import Checkpoints, step_of
@@ -35,9 +34,7 @@ class RunFolder:
 
     def check(self, config: object) -> None:
         """Raises a ValueError if the folder cannot be written or holds a run that this one cannot continue."""
-        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ValueError(f"{self.path} cannot be written: {existing} is not a folder that may be written to.")
+        check_output_folder(self.path)
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             if any((self.path / result).exists() for result in RESULTS):
@@ -59,10 +56,11 @@ class RunFolder:
     def start(self, config: object, accelerator: Accelerator, first_step: int) -> None:
         """Writes the resolved config and, for each part of a resumed run, what makes it."""
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.config_file, to_yaml(config))
+        remove_leftovers(self.path)
+        write_text(self.config_file, to_yaml(config))
         record = self.path / "run.json"
         parts = json.loads(record.read_text()) if record.is_file() and self.checkpoints.latest() else []
-        replace_text(record, json.dumps([*parts, {"first_step": first_step, **provenance(accelerator)}], indent=1))
+        write_json(record, [*parts, {"first_step": first_step, **provenance(accelerator)}])
 
 
 def changed_settings(saved: dict, config: object) -> list[str]:

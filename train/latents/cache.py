@@ -1,10 +1,6 @@
 """Encodes a dataset into a latent cache, on any number of processes, shard by shard."""
 
-import hashlib
 import itertools
-import json
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -30,11 +25,13 @@ from demo_diffusion.data.latent_shards import (
 )
 from demo_diffusion.data.latents import describe_vae
 from demo_diffusion.records.files import read_json, write_json
+from demo_diffusion.records.folder_claim import claim_folder
+from demo_diffusion.records.hashes import tensor_hash
 from demo_diffusion.records.provenance import provenance
+from demo_diffusion.records.shards import make_missing, remove_unfit
 
 from .config import CacheConfig
 
-POLL_SECONDS = 0.2
 SHOWN_SKIPPED = 20
 COMPARED_IMAGES = 16  # evenly spaced ones, by which a dataset is recognised
 
@@ -113,32 +110,15 @@ class LatentCache:
     def run(self) -> None:
         """Raises a ValueError if an image cannot be read and --strict is given, or the latents are not finite."""
         if self.state.is_main_process:
-            start_folder(self.out, self.settings)
-            self.shards.remove_leftovers()
-        self.state.wait_for_everyone()
-        self._remove_damaged()
-        self.state.wait_for_everyone()
-        if self.state.is_main_process and self.config.strict:
-            self._refuse_skipped()
-        (missing,) = broadcast_object_list([self.shards.missing() if self.state.is_main_process else None])
+            claim_folder(self.out / SETTINGS_FILE, self.settings, "latents", compare_settings)
+        remove_unfit(self.shards, self.state)
         if self.state.is_main_process:
-            self._announce(missing)
-        started = time.perf_counter()
-        self._make(missing[self.state.process_index :: self.state.num_processes])
+            if self.config.strict:
+                self._refuse_skipped()
+            self._announce(self.shards.missing())
+        images_per_second = make_missing(self.shards, self.state, self._make)
         if self.state.is_main_process:
-            while self.shards.missing():
-                time.sleep(POLL_SECONDS)
-            made = sum(len(self.shards.span(shard)) for shard in missing)
-            self._finish(made / (time.perf_counter() - started) if made else None)
-
-    def _remove_damaged(self) -> None:
-        """Each process reads its share of the shards that are there."""
-        share = range(self.state.process_index, len(self.shards), self.state.num_processes)
-        mine = [shard for shard in share if self.shards.path(shard).exists()]
-        for shard in tqdm(mine, desc="checking", unit="shard", disable=not (mine and self.state.is_main_process)):
-            if not self.shards.is_whole(shard):
-                tqdm.write(f"{self.shards.path(shard)} is damaged; it is made again.")
-                self.shards.path(shard).unlink()
+            self._finish(images_per_second)
 
     def _refuse_skipped(self) -> None:
         for shard in sorted(set(range(len(self.shards))) - set(self.shards.missing())):
@@ -152,7 +132,7 @@ class LatentCache:
         there = len(self.shards) - len(missing)
         if missing:
             (self.out / METADATA_FILE).unlink(missing_ok=True)
-            of_all = f"{len(missing)} of {len(self.shards)} shards ({self.shards.num_images:,} images)"
+            of_all = f"{len(missing)} of {len(self.shards)} shards ({self.shards.num_items:,} images)"
             print(f"{'Continuing' if there else 'Starting'} {self.out}: {of_all} to make.")
         elif (self.out / METADATA_FILE).is_file():
             print(f"{self.out} is finished already: all {there} shards are there and whole.")
@@ -222,7 +202,7 @@ class LatentCache:
     def _metadata(self, contents: list[ShardContent]) -> dict:
         num_images = sum(len(content.indices) for content in contents)
         if not num_images:
-            raise ValueError(f"None of the {self.shards.num_images} images can be read; {self.out} stays unfinished.")
+            raise ValueError(f"None of the {self.shards.num_items} images can be read; {self.out} stays unfinished.")
         shape = list(contents[0].moments.shape[2:])
         count = num_images * 2 * shape[1] * shape[2]
         mean = sum(content.latent_sum for content in contents) / count
@@ -230,7 +210,7 @@ class LatentCache:
         return {
             "settings": read_json(self.out / SETTINGS_FILE),
             "num_images": num_images,
-            "num_skipped": self.shards.num_images - num_images,
+            "num_skipped": self.shards.num_items - num_images,
             "channels": self.channels,
             "shape": shape,
             "latents_mean": mean.tolist(),
@@ -247,52 +227,31 @@ class LatentCache:
         }
 
 
-def start_folder(out: Path, settings: dict) -> None:
-    """Writes the settings into a new folder, or finds the same in one that goes on.
-
-    Raises:
-        ValueError: if the folder cannot be written or holds other latents or other files.
-    """
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{out} cannot be written: {existing} is not a folder that may be written to.")
-    saved = read_json(out / SETTINGS_FILE)
-    if saved is not None:
-        if changed := differences(saved, settings):
-            raise ValueError(f"{out} holds latents of other settings: {'; '.join(changed)}. Choose another --out.")
-        return
-    if out.exists() and any(path.suffix != ".partial" for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no latents. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / SETTINGS_FILE, settings)
-
-
-def differences(saved: dict, settings: dict) -> list[str]:
+def compare_settings(saved: dict, now: dict) -> list[str]:
     """What makes them other latents, as texts. Names do not: a moved dataset or autoencoder is the same."""
-    settings = json.loads(json.dumps(settings))
-    same_resolution = saved.get("resolution") == settings["resolution"]
+    same_resolution = saved.get("resolution") == now["resolution"]
     changed = []
     for name in ("format_version", "resolution", "dtype", "shard_size"):
-        if saved.get(name) != settings[name]:
-            changed.append(f"{name} (was {saved.get(name)}, now {settings[name]})")
+        if saved.get(name) != now[name]:
+            changed.append(f"{name} (was {saved.get(name)}, now {now[name]})")
     for name in ("vae", "dataset"):
-        before, now = saved.get(name, {}), settings[name]
+        before, after = saved.get(name, {}), now[name]
         # Images of another resolution are other pixels of, maybe, the same dataset.
         not_compared = {"name"} if same_resolution else {"name", "pixels"}
-        if parts := [part for part in now if part not in not_compared and before.get(part) != now[part]]:
-            changed.append(f"{name} (was {before.get('name')}, now {now['name']}: other {', '.join(parts)})")
+        if parts := [part for part in after if part not in not_compared and before.get(part) != after[part]]:
+            changed.append(f"{name} (was {before.get('name')}, now {after['name']}: other {', '.join(parts)})")
     return changed
 
 
 def describe_images(images: LabelledImages) -> dict:
     """By what a dataset is recognised: its size, class names, and some of its images and labels by hash."""
-    digest, readable = hashlib.sha256(), ReadableImages(images.dataset)
-    count = len(images.dataset)
+    readable, count, compared = ReadableImages(images.dataset), len(images.dataset), {}
     for index in np.unique(np.linspace(0, count - 1, COMPARED_IMAGES).astype(int)).tolist():
         _, image, label = readable[index]
-        digest.update(f"{index} unreadable".encode() if image is None else f"{index} {label}".encode())
-        digest.update(b"" if image is None else image.numpy().tobytes())
-    return {"num_images": count, "id2label": images.id2label, "pixels": digest.hexdigest()}
+        is_readable = image is not None
+        compared[f"{index} {label if is_readable else 'unreadable'}"] = image if is_readable else torch.empty(0)
+    pixels = tensor_hash(compared, is_sorted=False)
+    return {"num_images": count, "id2label": images.id2label, "pixels": pixels}
 
 
 def latent_sums(moments: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:

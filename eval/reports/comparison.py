@@ -1,26 +1,15 @@
-"""Lays the scores of trainings side by side: `python eval/compare_scores.py runs/a runs/b --out fd.png`.
+"""Runs side by side: what finished runs are, and how the scores of trainings compare."""
 
-Scores are those in RUN/evaluation/step-*/results.json, which `eval_every` of a training config leaves there, or
-`eval/evaluate.py --out RUN/evaluation/step-000010000` on a pipeline of that step. The table compares the runs at the
-last step at which all were scored, and at the time that the fastest took to its last score, between scores linearly.
-Time is steps at the run's median speed, so that compiling, and what else the machine did, count less; or at the speeds
-that are given, of runs that shared a machine. The plot shows the first metric over both. Scores that were not drawn
-alike are refused. Losses of different objectives do not compare.
-"""
-
-import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from demo_diffusion.records.figures import check_plot_file
-from demo_diffusion.records.run_records import read_losses
-from demo_diffusion.records.tables import markdown_table
+from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.records.run_records import read_accuracies, read_losses
 
 # Of the fingerprints of scores that are compared.
 ALIKE = (
@@ -28,6 +17,67 @@ ALIKE = (
     "reference_sha256",
 )  # fmt: skip
 LOSS_SHARE = 10
+
+
+def is_classifier(run: Path) -> bool:
+    """Whether a run is a classifier's and finished."""
+    return (run / "results.json").is_file() and bool(read_accuracies(run))
+
+
+def is_finished(run: Path) -> bool:
+    return is_classifier(run) or ((run / "pipeline").is_dir() and (run / "config.yaml").is_file())
+
+
+def summary(run: Path) -> dict[str, str]:
+    """A table's row of a finished run.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    return classifier_summary(run) if is_classifier(run) else diffusion_summary(run)
+
+
+def classifier_summary(run: Path) -> dict[str, str]:
+    """The row of a classifier; raises ValueError if the run is not a finished one of a classifier."""
+    if not is_classifier(run):
+        raise ValueError(f"{run} is not the folder of a classifier's finished run; it lacks results.json or its rows.")
+    results = json.loads((run / "results.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return {
+        "run": str(run),
+        "network": config["model"]["model"],
+        "parameters": f"{results['parameters']:,}",
+        "steps": f"{results['step']:,}",
+        "top-1": f"{results['top1']:.2%}",
+        "top-5": f"{results['top5']:.2%}",
+    }
+
+
+def diffusion_summary(run: Path) -> dict[str, str]:
+    """The row of a diffusion network: blocks × width, last loss, nearest-neighbour accuracies if there are some.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    if not is_finished(run):
+        raise ValueError(f"{run} is not the folder of a finished run; it lacks pipeline/ or config.yaml.")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    transformer = DEMOPipeline.from_pretrained(run / "pipeline").transformer
+    family, network = config["model"]["transformer"].split("-")[0], transformer.config
+    losses = read_losses(run)
+    if not losses:
+        raise ValueError(f"{run} has no losses in loss.csv.")
+    row = {
+        "run": str(run),
+        "network": f"{family} {network.num_layers} × {network.num_attention_heads * network.attention_head_dim}",
+        "objective": config["objective"]["objective"],
+        "parameters": f"{sum(p.numel() for p in transformer.parameters()):,}",
+        "steps": f"{losses[-1]['step']:,}",
+        "last loss": f"{losses[-1]['loss']:.4f}",
+    }
+    report = run / "nearest_neighbor.json"
+    accuracies = json.loads(report.read_text())["accuracy"] if report.is_file() else {}
+    return row | {f"accuracy at scale {float(scale):g}": f"{value:.1%}" for scale, value in accuracies.items()}
 
 
 @dataclass
@@ -107,7 +157,7 @@ def _check_alike(fields: tuple[str, ...], name: str, one: dict, other_name: str,
         raise ValueError(f"The scores of {name} and {other_name} differ in {', '.join(differing)}.")
 
 
-def comparison(runs: list[ScoredRun]) -> list[dict[str, str]]:
+def compare_scores(runs: list[ScoredRun]) -> list[dict[str, str]]:
     """Two rows a run: at equal steps and at equal time.
 
     Raises:
@@ -129,46 +179,8 @@ def _row(run: ScoredRun, where: str, step: float) -> dict[str, str]:
     return {"run": run.name, "at": where, "steps": f"{step:,.0f}", "seconds": seconds, **values}
 
 
-def save_score_curves(path: Path, runs: list[ScoredRun], metric: str) -> None:
-    """Plots a metric over steps and over training time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for run in runs:
-        for axes, x in zip(panels, (run.scored_steps, run.scored_steps * run.seconds_per_step / 60), strict=True):
-            axes.plot(x, run.scores[metric], marker="o", label=run.name)
-    for axes, label in zip(panels, ("step", "minutes of training steps"), strict=True):
-        axes.set(xlabel=label)
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel=metric)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with scores")
-    parser.add_argument("--metrics", nargs="+", default=["fid"], help="default: fid; the first is plotted")
-    speeds = "training speed of each run, measured otherwise; default: medians of loss.csv"
-    parser.add_argument("--images_per_second", nargs="+", type=float, help=speeds)
-    parser.add_argument("--out", type=Path, required=True, help="the plot to write, .png, .pdf or .svg")
-    options = parser.parse_args(arguments)
-    try:
-        check_plot_file(options.out)
-        speeds = options.images_per_second or [None] * len(options.runs)
-        if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
-            raise ValueError(f"--images_per_second has {speeds}; it must have a positive number for each run.")
-        runs = [ScoredRun.read(run, options.metrics, speed) for run, speed in zip(options.runs, speeds, strict=True)]
-        rows = comparison(runs)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(markdown_table(rows))
-    save_score_curves(options.out, runs, options.metrics[0])
-
-
-if __name__ == "__main__":
-    main()
+def score_panels(runs: list[ScoredRun], metric: str) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Curves of a metric over steps and over training time, as `save_score_curves` takes them."""
+    minutes = {run.name: (run.scored_steps * run.seconds_per_step / 60, run.scores[metric]) for run in runs}
+    steps = {run.name: (run.scored_steps, run.scores[metric]) for run in runs}
+    return {"step": steps, "minutes of training steps": minutes}

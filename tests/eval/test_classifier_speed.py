@@ -5,7 +5,8 @@ import pytest
 
 timm = pytest.importorskip("timm")
 
-from demo_diffusion.eval.throughput import main, ratio  # noqa: E402
+from demo_diffusion.eval.benchmark import main  # noqa: E402
+from demo_diffusion.eval.speed.classifiers import ratio  # noqa: E402
 
 
 @pytest.mark.parametrize("mode", ["eager", "onnxruntime"])
@@ -15,7 +16,7 @@ def test_table_and_file(mode, tmp_path, capsys):
         pytest.importorskip("onnxscript")
     out = tmp_path / "throughput.json"
     arguments = ["--models", "EMOv2-1M", "--against", "edgenext_xx_small", "--rounds", "2", "--image_size", "32"]
-    main([*arguments, "--mode", mode, "--out", str(out)])
+    main(["classifiers", *arguments, "--mode", mode, "--out", str(out)])
     report = json.loads(out.read_text())
     assert set(report["models"]) == {"EMOv2-1M", "edgenext_xx_small"}
     assert all(len(model["seconds"]) == 2 and model["images_per_second"] > 0 for model in report["models"].values())
@@ -39,5 +40,11 @@ def test_ratio_is_the_median_of_rounds():
 )
 def test_wrong_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        main(arguments)
+        main(["classifiers", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_model_of_another_input_size_ends_in_one_line():
+    arguments = ["--models", "EMOv2-1M", "--against", "vit_tiny_patch16_224", "--image_size", "32"]
+    with pytest.raises(SystemExit, match="error: vit_tiny_patch16_224 does not take images of 32 × 32 pixels"):
+        main(["classifiers", *arguments])

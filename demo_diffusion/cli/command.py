@@ -1,0 +1,46 @@
+"""What every command does alike: a user's mistake ends in one line, and a missing package is named."""
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Config = TypeVar("Config")
+MISTAKES = (ValueError, OSError)  # what a wrong option, file or folder raises
+
+
+@contextmanager
+def one_line_for_mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
+    """Ends the program with status 1 and the line `error: …` on stderr, without a traceback.
+
+    Stands around a command's work, or as decorator above its `main`.
+
+    Args:
+        kinds: exceptions that are a user's mistakes here. Others pass.
+    """
+    try:
+        yield
+    except kinds as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_options(config_class: type[Config], description: str, arguments: list[str] | None) -> Config:
+    """A dataclass whose fields are the options `--FIELD VALUE`; None: the process's own arguments."""
+    from transformers import HfArgumentParser  # takes a second
+
+    parser = HfArgumentParser(config_class, description=description, allow_abbrev=False)
+    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return config
+
+
+def require_packages(names: Iterable[str], extra: str, purpose: str) -> None:
+    """Raises ValueError that names the packages that are missing and the extra that brings them.
+
+    Args:
+        names: as they are imported.
+        extra: of this package.
+        purpose: what needs them, the sentence's subject.
+    """
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"{purpose} needs {', '.join(missing)}: pip install 'demo-diffusion[{extra}]'.")

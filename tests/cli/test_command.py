@@ -1,0 +1,64 @@
+"""A user's mistake ends in one line; anything else is shown whole."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from demo_diffusion.cli.command import one_line_for_mistakes, parse_options, require_packages
+
+
+@one_line_for_mistakes()
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("size is 3; it must be 4."), FileNotFoundError(2, "No such file", "x")])
+def test_a_mistake_is_one_line(error):
+    for _ in range(2):  # a command may be called again
+        with pytest.raises(SystemExit) as stop:
+            fail(error)
+        assert stop.value.code == f"error: {error}"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), SystemExit(2)])
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)) as raised:
+        fail(error)
+    assert raised.value is error
+
+
+def test_what_a_mistake_is_can_be_said():
+    with pytest.raises(SystemExit, match="error: not finite"), one_line_for_mistakes((FloatingPointError,)):
+        raise FloatingPointError("not finite")
+    with pytest.raises(ValueError), one_line_for_mistakes((FloatingPointError,)):
+        raise ValueError
+
+
+def test_a_command_ends_with_status_1_and_no_traceback():
+    code = "from tests.cli.test_command import fail; fail(ValueError('size is 3'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: size is 3\n")
+
+
+def test_missing_packages_are_named_with_their_extra():
+    require_packages(["json", "torch"], "train", "Training")
+    expected = r"^Training needs no_such, neither: pip install 'demo-diffusion\[train\]'\.$"
+    with pytest.raises(ValueError, match=expected):
+        require_packages(["no_such", "json", "neither"], "train", "Training")
+
+
+@dataclass
+class Options:
+    size: int = 3
+    name: str | None = None
+
+
+def test_options_are_the_fields_of_a_dataclass(capsys):
+    assert parse_options(Options, "A test.", ["--name", "a"]) == Options(3, "a")
+    with pytest.raises(SystemExit):
+        parse_options(Options, "A test.", ["--size", "x"])
+    assert "invalid int value: 'x'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--nam"):  # not taken for --name
+        parse_options(Options, "A test.", ["--nam", "a"])

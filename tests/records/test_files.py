@@ -1,0 +1,140 @@
+"""Files and folders are whole or not there, and outputs that cannot be written are named."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo_diffusion.records.files import (
+    check_output_file,
+    check_output_folder,
+    read_json,
+    read_npz,
+    remove_leftovers,
+    write_json,
+    write_npz,
+    write_text,
+    write_whole,
+)
+
+
+def make_folder(path: Path, content: str) -> None:
+    path.mkdir()
+    (path / "inside").write_text(content)
+
+
+def test_files_and_folders_replace_earlier_ones(tmp_path):
+    for content in ("one", "two"):
+        write_text(tmp_path / "new/file", content)
+        write_whole(tmp_path / "new/folder", lambda path, content=content: make_folder(path, content))
+        assert (tmp_path / "new/file").read_text() == (tmp_path / "new/folder/inside").read_text() == content
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"file", "folder"}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("interruption", [OSError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_the_earlier_one(tmp_path, is_folder, interruption):
+    target = tmp_path / "target"
+    write_whole(target, lambda path: make_folder(path, "earlier") if is_folder else path.write_text("earlier"))
+
+    def write(path: Path) -> None:
+        make_folder(path, "half") if is_folder else path.write_text("half")
+        raise interruption
+
+    with pytest.raises(interruption):
+        write_whole(target, write)
+    assert (target / "inside" if is_folder else target).read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def in_another_process(run) -> int:
+    """Runs something in a copy of this process; returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_two_processes_that_write_one_target_do_not_meet(tmp_path):
+    target = tmp_path / "target"
+
+    def write(path: Path) -> None:
+        path.write_text("outer")
+        assert in_another_process(lambda: write_text(target, "inner")) == 0
+        assert path.name == target.name and path.read_text() == "outer" and target.read_text() == "inner"
+
+    write_whole(target, write)
+    assert target.read_text() == "outer" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path):
+    make_folder(tmp_path / "target", "kept")
+    with pytest.raises(OSError):
+        write_text(tmp_path / "target", "text")
+    assert (tmp_path / "target/inside").read_text() == "kept"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    die = lambda path: path.write_text("half") and os._exit(9)  # noqa: E731
+    assert in_another_process(lambda: write_whole(tmp_path / "target", die)) == 9
+    (tmp_path / "000000.1.partial").write_text("of an older version")
+    assert len(list(tmp_path.glob("*.partial"))) == 2 and not (tmp_path / "target").exists()
+    write_text(tmp_path / "kept", "")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_json_and_arrays_are_read_as_written(tmp_path):
+    content = {"name": "Größe", "list": [1, None, 0.1]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content and read_json(tmp_path / "nowhere.json") is None
+    assert (tmp_path / "a.json").read_text().startswith('{\n "name": "Größe",\n "list"')
+    write_npz(tmp_path / "a", x=np.arange(3))  # the name stays without .npz
+    assert read_npz(tmp_path / "a")["x"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["{", "3", ""])
+def test_damaged_files_are_named(tmp_path, text):
+    (tmp_path / "a").write_text(text)
+    with pytest.raises(ValueError, match="a is damaged"):
+        read_json(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"a cannot be read as an \.npz file"):
+        read_npz(tmp_path / "a")
+    with pytest.raises(ValueError, match="There is no file .*nowhere"):
+        read_npz(tmp_path / "nowhere")
+
+
+def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    file = tmp_path / "file.png"
+    check_output_folder(tmp_path / "a/b")
+    check_output_file(file, (".png", ".svg"))
+    check_output_file(tmp_path / "a/b.npz", make_parents=True)
+    file.touch()
+    check_output_file(file)
+    for folder in (file, file / "below"):
+        with pytest.raises(ValueError, match=re.escape(f"{folder} cannot be written: {file} is not a folder")):
+            check_output_folder(folder)
+    for path, options in (
+        (tmp_path, {}),
+        (tmp_path / "a/b.png", {}),
+        (tmp_path / "a.txt", {"suffixes": (".png", ".svg")}),
+        (file / "a.png", {}),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"--out is {path}; it must be a ")):
+            check_output_file(path, **options)
+    with pytest.raises(ValueError, match="must be a .png, .svg file in a folder there is"):
+        check_output_file(tmp_path / "a.txt", (".png", ".svg"))
+    with pytest.raises(ValueError, match="must be a .npz file[.]"):
+        check_output_file(tmp_path / "a/b.txt", (".npz",), make_parents=True)
+    with pytest.raises(ValueError, match="file.png is not a folder that may be written to"):
+        check_output_file(file / "a/b.npz", make_parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # who runs the tests may be allowed everything
+    for check in (check_output_folder, check_output_file):
+        with pytest.raises(ValueError, match="is not a folder that may be written to"):
+            check(tmp_path / "new")

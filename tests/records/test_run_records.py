@@ -1,0 +1,21 @@
+"""What a run logs is read as it was written."""
+
+from demo_diffusion.records.run_records import add_accuracy, read_accuracies, read_losses, write_losses
+
+
+def test_losses_are_read_as_written(tmp_path):
+    rows = [{"step": 10, "loss": 0.1 + 0.2}, {"step": 20, "loss": 1e-7, "grad_norm": 2.5}]
+    assert read_losses(tmp_path) == []
+    write_losses(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+    write_losses(tmp_path, rows)
+    assert read_losses(tmp_path) == rows and read_losses(tmp_path, until_step=15) == rows[:1]
+    assert (tmp_path / "loss.csv").read_text().splitlines()[0] == "step,loss,grad_norm"
+    assert type(read_losses(tmp_path)[0]["step"]) is int
+
+
+def test_an_accuracy_replaces_those_of_later_steps(tmp_path):
+    for step, top1 in ((10, 0.5), (20, 0.6), (30, 1), (20, 0.7)):
+        add_accuracy(tmp_path, step, top1, 1.0)
+    assert [(row["step"], row["top1"]) for row in read_accuracies(tmp_path)] == [(10, 0.5), (20, 0.7)]
+    assert all(type(row["top5"]) is float for row in read_accuracies(tmp_path))

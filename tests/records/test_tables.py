@@ -1,0 +1,7 @@
+from demo_diffusion.records.tables import markdown_table
+
+
+def test_columns_come_in_the_order_of_their_appearance_or_as_given():
+    rows = [{"a": "1", "b": "2"}, {"b": "3", "c": "4"}]
+    assert markdown_table(rows) == "| a | b | c |\n| --- | --- | --- |\n| 1 | 2 |  |\n|  | 3 | 4 |"
+    assert markdown_table(rows, ["c", "a"]).splitlines()[2:] == ["|  | 1 |", "| 4 |  |"]
