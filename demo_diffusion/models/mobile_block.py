@@ -103,7 +103,7 @@ class MobileMixer(nn.Module):
         """Query, key and value before its activation, token by token: each (B, …, in_channels) -> (B, …, its width)."""
         query, key = self.qk(tokens).chunk(2, dim=-1)
         query, key = self._normalize(query, self.query_norm), self._normalize(key, self.key_norm)
-        return query, key, tokens if self.attend_before_value else self.v(tokens)
+        return query, key, (tokens if self.attend_before_value else self.v(tokens))
 
     def _normalize(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         if norm is None:

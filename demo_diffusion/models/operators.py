@@ -145,9 +145,10 @@ def _attend_on_gpu(
     mode: str,
     activation: Callable | None,
 ) -> torch.Tensor | None:
-    name = {None: None, gelu: "gelu"}.get(activation, "other")
-    if name == "other" or not kernels.triton_attention_supports(query, key, value, num_heads, window_size):
+    fits = activation in (None, gelu) and kernels.triton_attention_supports(query, key, value, num_heads, window_size)
+    if not fits:
         return None
+    name = None if activation is None else "gelu"
     return kernels.triton_spanning_attention(query, key, value, num_heads, window_size, WINDOW_KINDS[mode], name)
 
 
@@ -181,12 +182,12 @@ def in_parts(forward: Callable) -> Callable:
     """
 
     @functools.wraps(forward)
-    def forward_in_parts(module: nn.Module, tokens: torch.Tensor, *args) -> torch.Tensor:
-        # first: in a compiled or traced program nothing else may be asked
+    def forward_in_parts(module: nn.Module, tokens: torch.Tensor, *args, **options) -> torch.Tensor:
+        # Asked first: a compiled or traced program must not depend on the other answers.
         if not kernels.is_eager_cpu_inference(tokens) or kernels.is_memory_kept() or _normalises_by_batch(module):
-            return forward(module, tokens, *args)
+            return forward(module, tokens, *args, **options)
         size = max(1, ELEMENTS_AT_ONCE // (tokens.shape[1] * tokens.shape[2] * module.hidden_channels))
-        parts = [forward(module, part, *args) for part in tokens.split(size)]
+        parts = [forward(module, part, *args, **options) for part in tokens.split(size)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return forward_in_parts
