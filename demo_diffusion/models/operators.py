@@ -160,7 +160,7 @@ def _rotate_heads(x: torch.Tensor, num_heads: int, rotary: torch.Tensor) -> torc
 
 @contextmanager
 def observed_attention(observe: Callable) -> Iterator[None]:
-    """Computes attention by its definition inside, and shows it to `observe` each time.
+    """Computes attention by its definition inside, and shows it to `observe` each time; not for compiled networks.
 
     Args:
         observe: called with the arguments of `spanning_attention`, in their order.
