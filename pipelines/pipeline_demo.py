@@ -154,9 +154,7 @@ class DEMOPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
-        config = self.transformer.config
-        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        return batch_size, config.in_channels, height, width
+        return batch_size, *self.transformer.input_shape
 
     def _decode(self, latents: torch.Tensor, output_type: str):
         if output_type == "latent":

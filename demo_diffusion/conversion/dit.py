@@ -89,7 +89,7 @@ def to_official(transformer: ClassConditionalTransformer) -> dict[str, torch.Ten
         "num_attention_heads": [OFFICIAL_HEADS.get(width, config.num_attention_heads)],
     }
     differing = [f"{name}={config[name]}" for name, values in allowed.items() if config[name] not in values]
-    if not isinstance(config.sample_size, int) and len(set(config.sample_size)) > 1:
+    if len(set(transformer.grid_size)) > 1:
         differing.append(f"sample_size={config.sample_size}")
     if differing:
         raise ValueError(f"The official code has no network of width {width} with {', '.join(differing)}.")

@@ -61,7 +61,7 @@ class ClassConditionalTransformer(ModelMixin, ConfigMixin):
         )  # fmt: skip
         if config.timestep_frequency_shift not in (0, 1):
             raise ValueError(f"timestep_frequency_shift is {config.timestep_frequency_shift}; it must be 0 or 1.")
-        height, width = _grid_size(config.sample_size, config.patch_size)
+        height, width = self.grid_size
         dim = config.num_attention_heads * config.attention_head_dim
         if dim % 4:
             raise ValueError(
@@ -80,11 +80,11 @@ class ClassConditionalTransformer(ModelMixin, ConfigMixin):
         self.label_embedder = nn.Embedding(config.num_classes + 1, dim)
         self.transformer_blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
         self.output = AdaptiveOutput(dim, config.patch_size**2 * config.out_channels, config.norm_eps, affine_output)
-        rotary = None
         if config.rotary_positions:
             sides = (-(-side // rotary_multiple) * rotary_multiple for side in (height, width))
-            rotary = rotary_table(config.attention_head_dim, *sides)
-        self.register_buffer("rotary", rotary, persistent=False)
+            self.register_buffer("rotary", rotary_table(config.attention_head_dim, *sides), persistent=False)
+        else:
+            self.rotary = None  # not a buffer: hooks that offload a model cannot move one without a tensor
         self.gradient_checkpointing = False
         self._initialize_weights()
 
@@ -103,6 +103,26 @@ class ClassConditionalTransformer(ModelMixin, ConfigMixin):
         for layer in (*self.transformer_blocks, self.output):
             nn.init.zeros_(layer.modulation.weight)
         nn.init.zeros_(self.output.proj.weight)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(in_channels, height, width) of `hidden_states`; `sample_size` may be one number or two."""
+        return self.config.in_channels, *_sides(self.config.sample_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of tokens.
+
+        Raises:
+            ValueError: if patches do not fill the sample.
+        """
+        _, height, width = self.input_shape
+        patch_size = self.config.patch_size
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"sample_size is {self.config.sample_size}; it must be a multiple of patch_size, {patch_size}."
+            )
+        return height // patch_size, width // patch_size
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
         """Trades compute for memory in training; None: `checkpoint_module`, which moves BatchNorm's statistics once."""
@@ -146,12 +166,10 @@ class ClassConditionalTransformer(ModelMixin, ConfigMixin):
         return self.timestep_embedder(self.time_proj(timestep).to(dtype)) + self.label_embedder(class_labels)
 
     def _check_inputs(self, hidden_states: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> None:
-        size = self.config.sample_size
-        expected = (self.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        if tuple(hidden_states.shape[1:]) != expected:
+        if tuple(hidden_states.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, channels, height, "
-                f"width) = (B, {', '.join(map(str, expected))})."
+                f"width) = (B, {', '.join(map(str, self.input_shape))})."
             )
         batch = (hidden_states.shape[0],)
         if tuple(timestep.shape) != batch or tuple(class_labels.shape) != batch:
@@ -175,11 +193,8 @@ def _check_positive(config: dict, *names: str) -> None:
             raise ValueError(f"{name} is {config[name]}; it must be positive.")
 
 
-def _grid_size(sample_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+def _sides(sample_size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"sample_size is {sample_size}; it must be a positive whole number or (height, width).")
-    height, width = sides
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"sample_size is {sample_size}; it must be a multiple of patch_size, {patch_size}.")
-    return height // patch_size, width // patch_size
+    return sides

@@ -27,11 +27,8 @@ def describe_pipeline(pipeline: DEMOPipeline) -> dict:
 
 def network_size(transformer: ClassConditionalTransformer) -> dict:
     """Parameters, the fixed position table included, and GMACs of one evaluation."""
-    config = transformer.config
-    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     with torch.device("meta"):
-        network = type(transformer).from_config(config)
-        macs = count_macs(
-            network, torch.zeros(1, config.in_channels, *size), torch.zeros(1), torch.zeros(1, dtype=torch.long)
-        )
+        network = type(transformer).from_config(transformer.config)
+        inputs = torch.zeros(1, *network.input_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+        macs = count_macs(network, *inputs)
     return {"parameters": sum(p.numel() for p in transformer.parameters()), "gmacs": macs / 1e9}

@@ -187,10 +187,10 @@ def _module_and_inputs(
     """What the case calls and random inputs, on the current default device."""
     config, dtype = network.config, case.weight_dtype
     if case.part != "block":
-        latents = torch.randn(batch_size, config.in_channels, config.sample_size, config.sample_size, dtype=dtype)
+        latents = torch.randn(batch_size, *network.input_shape, dtype=dtype)
         return network, (latents, torch.rand(batch_size), torch.arange(batch_size) % config.num_classes)
-    side, width = config.sample_size // config.patch_size, network.pos_embed.shape[-1]
-    tokens = torch.randn(batch_size, side, side, width, dtype=dtype)
+    width = network.pos_embed.shape[-1]
+    tokens = torch.randn(batch_size, *network.grid_size, width, dtype=dtype)
     conditioning = F.silu(torch.randn(batch_size, width, dtype=dtype))
     in_training = case.mode == "training"
     return network.transformer_blocks[0], (tokens.requires_grad_(in_training), conditioning.requires_grad_(in_training))

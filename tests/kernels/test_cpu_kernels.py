@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from demo_diffusion import kernels
 from demo_diffusion.kernels.cpu.window_order import view_in_window_order, window_batches
 from demo_diffusion.models import spanning_attention
-from demo_diffusion.models.spanning_attention import partition_windows
+from demo_diffusion.models.spanning_attention import WINDOW_KINDS, partition_windows
 
 MODES = pytest.mark.parametrize("mode", ["spanning", "neighborhood", "remote"])
 GRIDS = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def attention_inputs(grid, heads=2, dim=8, dtype=torch.float64):
 def fused(qk, value, heads, window, mode):
     query, key = kernels.to_window_order(qk, window).chunk(2, -1)
     value = kernels.to_window_order(value, window)
-    return kernels.cpu_spanning_attention(query, key, value, heads, window, qk.shape[1:3], mode)
+    return kernels.cpu_spanning_attention(query, key, value, heads, window, qk.shape[1:3], WINDOW_KINDS[mode])
 
 
 def by_definition(qk, value, heads, window, mode):
@@ -82,7 +82,8 @@ def test_attention_in_single_precision(mode, spread, offset):
 def test_attention_is_an_operator_that_compilers_understand():
     qk, value = attention_inputs((8, 8))
     query, key = (x.contiguous() for x in kernels.to_window_order(qk, 4).chunk(2, -1))
-    arguments = (query.detach(), key.detach(), kernels.to_window_order(value, 4).detach(), 2, 4, [8, 8], "spanning")
+    value = kernels.to_window_order(value, 4)
+    arguments = (query.detach(), key.detach(), value.detach(), 2, 4, [8, 8], "neighborhood+remote")
     torch.library.opcheck(torch.ops.demo_diffusion.cpu_attention, arguments)
     with_gradients = [x.clone().requires_grad_() for x in arguments[:3]]
     torch.library.opcheck(torch.ops.demo_diffusion.cpu_attention_for_training, (*with_gradients, *arguments[3:]))

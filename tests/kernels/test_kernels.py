@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from demo_diffusion import DEMOTransformer2DModel, kernels
 from demo_diffusion.flops import count_macs
-from demo_diffusion.models import mobile_block
+from demo_diffusion.models import operators
 from demo_diffusion.models.layers.folding import Linear
 from tests.support.classifiers import tiny_emov2
 from tests.support.networks import inputs_for, tiny_dit, tiny_transformer
@@ -120,7 +120,7 @@ def test_inference_equals_the_definition(options, monkeypatch):
     inputs = inputs_for(model, batch=3)
     expected = by_definition(model, *inputs).sample
     torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)  # sample by sample
+    monkeypatch.setattr(operators, "ELEMENTS_AT_ONCE", 1)  # sample by sample
     torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
     model.fuse()
     torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
@@ -358,7 +358,7 @@ def test_batch_norm_alone_in_training_sees_the_whole_batch(monkeypatch):
         module.training = isinstance(module, torch.nn.BatchNorm2d)
     inputs = inputs_for(model, batch=3)
     expected = by_definition(model, *inputs).sample
-    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(operators, "ELEMENTS_AT_ONCE", 1)
     torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
 
 

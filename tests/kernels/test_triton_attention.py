@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from demo_diffusion.models.spanning_attention import spanning_attention
+from demo_diffusion.models.spanning_attention import WINDOW_KINDS, spanning_attention
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -21,6 +21,7 @@ from demo_diffusion.kernels.gpu import attention as kernels  # noqa: E402
 
 DEVICE = kernels.DEVICE
 MODES = ["spanning", "neighborhood", "remote"]
+BOTH = "neighborhood+remote"  # as the operators have the kinds of windows
 pytestmark = [
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
     pytest.mark.filterwarnings("ignore:overflow encountered in exp2"),  # of scores outside of the window, unused
@@ -35,8 +36,11 @@ def random_inputs(
     return [torch.randn(batch, height, width, w, device=DEVICE).to(dtype).requires_grad_() for w in widths]
 
 
-def fused(query_key, value, *settings, **options):
-    return kernels.triton_spanning_attention(*query_key.chunk(2, dim=-1), value, *settings, **options)
+def fused(query_key, value, num_heads, window_size, mode="spanning", activation="gelu"):
+    kinds = WINDOW_KINDS[mode]
+    return kernels.triton_spanning_attention(
+        *query_key.chunk(2, dim=-1), value, num_heads, window_size, kinds, activation
+    )
 
 
 def by_definition(query_key, value, num_heads, window_size, mode="spanning", activation="gelu"):
@@ -149,8 +153,8 @@ def test_results_repeat_bit_by_bit():
 
 def test_inference_saves_no_log_sum_exp():
     inputs = [*random_inputs(4, 4)[0].detach().chunk(2, dim=-1), random_inputs(4, 4)[1].detach()]
-    output, log_sum_exp = kernels._attention(*inputs, 1, 4, "spanning", True, False)
-    trained, saved = kernels._attention(*inputs, 1, 4, "spanning", True, True)
+    output, log_sum_exp = kernels._attention(*inputs, 1, 4, BOTH, True, False)
+    trained, saved = kernels._attention(*inputs, 1, 4, BOTH, True, True)
     assert torch.equal(output, trained)
     assert log_sum_exp.numel() == 0 and saved.shape == (1, 1, 2, 16)
 
@@ -184,7 +188,7 @@ def test_autocast_takes_inputs_as_they_are():
 def test_operators_are_registered_completely(gelu):
     query_key, value = random_inputs(2, 2)
     query, key = (x.detach().requires_grad_() for x in query_key.chunk(2, dim=-1))
-    settings = (1, 1, "spanning", gelu)
+    settings = (1, 1, BOTH, gelu)
     torch.library.opcheck(kernels._attention, (query, key, value, *settings, True))
     constants = [x.detach() for x in (query, key, value)]
     output, log_sum_exp = kernels._attention(*constants, *settings, True)
@@ -220,7 +224,7 @@ def test_mixed_inputs_are_not_supported():
         assert not kernels.supports(other, tokens, tokens, 1, 8)
 
 
-@pytest.mark.parametrize("setting", [{"mode": "none"}, {"activation": "silu"}])
+@pytest.mark.parametrize("setting", [{"kinds": ()}, {"kinds": ("none",)}, {"activation": "silu"}])
 def test_unknown_settings_are_refused(setting):
     tokens = torch.zeros(1, 8, 8, 16, device=DEVICE)
     with pytest.raises(ValueError, match="must be one of"):

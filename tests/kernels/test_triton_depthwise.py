@@ -246,12 +246,12 @@ def compile_kernels() -> None:
     """Compiles every kernel for sm_90, which needs no GPU, and prints the registers and memory of a thread."""
     for kernel_size, dtype in ((3, "fp32"), (5, "bf16")):
         for kernel, constants in (
-            (kernels._statistics_kernel, {}),
-            (kernels._convolve_add_kernel, {}),
-            (kernels._convolve_add_kernel, {"norm": None}),
-            (kernels._gradient_sums_kernel, {}),
-            (kernels._conv_gradient_kernel, {}),
-            (kernels._weight_gradient_kernel, {}),
+            (kernels.statistics_kernel, {}),
+            (kernels.convolve_add_kernel, {}),
+            (kernels.convolve_add_kernel, {"norm": None}),
+            (kernels.gradient_sums_kernel, {}),
+            (kernels.conv_gradient_kernel, {}),
+            (kernels.weight_gradient_kernel, {}),
         ):
             cubin = compile_kernel(kernel, dtype, kernel_size, **constants)
             print(dtype, kernel_size, kernel.__name__, *constants, resources(cubin))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from demo_diffusion import kernels
-from demo_diffusion.models import MobileBlock, mobile_block
+from demo_diffusion.models import MobileBlock, operators
 from demo_diffusion.models.layers.conv_norm import ConvNorm
 from demo_diffusion.models.layers.folding import FoldableLinear, Linear
 from tests.support.classifiers import STYLES, tiny_emov2
@@ -69,7 +69,7 @@ def test_fused_model_in_single_precision_equals_model(name, monkeypatch):
     expected = model(pixels).logits
     model.fuse()
     torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(mobile_block, "ELEMENTS_AT_ONCE", 1)  # image by image
+    monkeypatch.setattr(operators, "ELEMENTS_AT_ONCE", 1)  # image by image
     torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
     for batch in (0, 1):
         assert model(pixels[:batch]).logits.shape == (batch, model.num_labels)

@@ -32,6 +32,19 @@ def test_size_of_presets(name):
     assert macs / 1e9 == pytest.approx(gmacs, abs=1e-3)
 
 
+def test_size_of_b_at_512_pixels():
+    """The authors' abandoned first run of B has these parameters: it was the same network with a larger table."""
+    with torch.device("meta"):
+        model = create_transformer("DEMO-B/2", sample_size=64)
+    assert sum(p.numel() for p in model.parameters()) == 96_672_800
+
+
+def test_input_shape_and_grid_are_those_of_one_number_or_two():
+    for size, shape, grid in ((8, (4, 8, 8), (4, 4)), ((8, 16), (4, 8, 16), (4, 8)), ([16, 8], (4, 16, 8), (8, 4))):
+        model = tiny_transformer(sample_size=size)
+        assert model.input_shape == shape and model.grid_size == grid
+
+
 def test_presets_are_listed():
     assert set(SIZES) == set(list_transformers())
 

@@ -37,7 +37,5 @@ def tiny_dit(**overrides) -> DiTModel:
 
 
 def inputs_for(model: ClassConditionalTransformer, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    size = model.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    hidden_states = torch.randn(batch, model.config.in_channels, height, width)
+    hidden_states = torch.randn(batch, *model.input_shape)
     return hidden_states, torch.linspace(0, 999, batch), torch.arange(batch) % (model.config.num_classes + 1)

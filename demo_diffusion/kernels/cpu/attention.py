@@ -1,7 +1,8 @@
 """Spanning attention for a CPU: products over views of tokens in window order, sample by sample, within its cache.
 
 `models.spanning_attention` defines the result. No window is gathered: the operands of the products are strided views,
-and the addition of the two kinds' results writes the raster.
+and the addition of the two kinds' results writes the raster. The operators' `mode` is their kinds of windows, joined
+by "+".
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,12 @@ from demo_diffusion.kernels.switch import is_enabled
 
 from .window_order import has_window_order, products_in_window_order, view_in_window_order, window_batches
 
-KINDS = {"neighborhood": ["neighborhood"], "remote": ["remote"], "spanning": ["remote", "neighborhood"]}
 DTYPES = (torch.float32, torch.float64)
 MIN_ELEMENTS = 2**16  # of a sample's tokens; with fewer, calls sample by sample cost more than they save
 
 
 def supports(tokens: torch.Tensor, window_size: int) -> bool:
-    """Whether `cpu_spanning_attention` takes what is computed from tokens (B, H, W, C), H and W whole windows.
+    """Whether `cpu_spanning_attention` takes what is projected from tokens (B, H, W, C), H and W whole windows.
 
     It works sample by sample. The definition is faster in training on several threads, and in bfloat16 on processors
     that have such products.
@@ -42,18 +42,20 @@ def cpu_spanning_attention(
     num_heads: int,
     window_size: int,
     grid: tuple[int, int],
-    mode: str,
+    kinds: Sequence[str],
 ) -> torch.Tensor:
-    """Sum over the window kinds of `mode` of softmax(q kᵀ / √d) v.
+    """Sum over the kinds of windows of softmax(q kᵀ / √d) v.
 
     Args:
         query, key: (B, H · W, heads · d) in window order
         value: (B, H · W, heads · e) in window order
         grid: H and W, multiples of `window_size`.
+        kinds: "neighborhood", "remote" or both.
 
     Returns:
         (B, H, W, heads · e) in raster order
     """
+    mode = "+".join(kinds)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return _attention_for_training(query, key, value, num_heads, window_size, grid, mode)[0]
     return _attention(query, key, value, num_heads, window_size, grid, mode)
@@ -102,7 +104,7 @@ def _(query, key, value, num_heads, window_size, grid, mode):
 def _new_probabilities(query: torch.Tensor, num_heads: int, window_size: int, mode: str, *batch: int) -> torch.Tensor:
     """(*batch, kinds, windows · heads, window_size², window_size²), empty."""
     count = query.shape[1] // window_size**2
-    return query.new_empty(*batch, len(KINDS[mode]), count * num_heads, window_size**2, window_size**2)
+    return query.new_empty(*batch, len(mode.split("+")), count * num_heads, window_size**2, window_size**2)
 
 
 def _attend(
@@ -116,12 +118,13 @@ def _attend(
     probabilities: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     """The attention in raster order; writes each sample's probabilities."""
+    kinds = mode.split("+")
     output = value.new_empty(len(value), *grid, value.shape[-1])
     scores = _new_probabilities(query, num_heads, window_size, mode)
     for q, k, v, p, raster in zip(query, key, value, probabilities, output, strict=True):
-        _multiply_windows(q, k, KINDS[mode], scores, (q.shape[-1] // num_heads) ** -0.5)
+        _multiply_windows(q, k, kinds, scores, (q.shape[-1] // num_heads) ** -0.5)
         torch.softmax(scores, dim=-1, out=p)
-        _sum_over_windows(p, v, KINDS[mode], view_in_window_order(raster, window_size))
+        _sum_over_windows(p, v, kinds, view_in_window_order(raster, window_size))
     return output
 
 
@@ -175,6 +178,7 @@ def _attention_backward(
     mode: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value, contiguous and in window order; `grad` is that of the raster (B, H, W, …)."""
+    kinds = mode.split("+")
     gradients = tuple(x.new_empty(x.shape) for x in (query, key, value))
     grad_probabilities, grad_scores = probabilities.new_empty(2, *probabilities.shape[1:])
     ordered = probabilities.new_empty(value.shape[1:])
@@ -182,11 +186,11 @@ def _attention_backward(
     for g, q, k, v, p, grad_q, grad_k, grad_v in samples:
         raster = view_in_window_order(g, window_size)
         ordered.view(raster.shape).copy_(raster)
-        _multiply_windows(ordered, v, KINDS[mode], grad_probabilities)
+        _multiply_windows(ordered, v, kinds, grad_probabilities)
         torch._softmax_backward_data(grad_probabilities, p, -1, p.dtype, grad_input=grad_scores)
         grad_scores *= (q.shape[-1] // num_heads) ** -0.5
         for weights, x, out in ((p.mT, ordered, grad_v), (grad_scores, k, grad_q), (grad_scores.mT, q, grad_k)):
-            _sum_over_windows(weights, x, KINDS[mode], out.view(*raster.shape[:-1], -1))
+            _sum_over_windows(weights, x, kinds, out.view(*raster.shape[:-1], -1))
     return gradients
 
 

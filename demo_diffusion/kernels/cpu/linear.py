@@ -1,7 +1,6 @@
 """The linear layer of CPU inference by oneDNN, where eager PyTorch has MKL."""
 
 import torch
-import torch.nn.functional as F
 
 from demo_diffusion.kernels.guards import PLAIN_TENSORS
 from demo_diffusion.kernels.switch import is_enabled
@@ -20,17 +19,20 @@ def is_eager_cpu_inference(x: torch.Tensor) -> bool:
     )
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear, in eager CPU inference by oneDNN: (…, in) -> (…, out).
+def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `cpu_linear` takes these.
+
+    What does not fit is F.linear's, which says why, or a tensor subclass's (quantised, sharded).
+    """
+    if not is_eager_cpu_inference(x):
+        return False
+    is_plain = type(weight) in PLAIN_TENSORS and weight.dtype == x.dtype and weight.device == x.device
+    return is_plain and x.shape[-1] == weight.shape[1]
+
+
+def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear by oneDNN: (…, in) -> (…, out).
 
     On AMD's processors MKL makes no use of AVX-512, and oneDNN takes about half the time.
     """
-    if is_eager_cpu_inference(x) and _fits(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """What does not fit is F.linear's, which says why, or a tensor subclass's (quantised, sharded)."""
-    is_plain = type(weight) in PLAIN_TENSORS and weight.dtype == x.dtype and weight.device == x.device
-    return is_plain and x.shape[-1] == weight.shape[1]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -19,6 +19,8 @@ The kernels were compiled for sm_90 and tested with Triton's interpreter only. T
 registers and shared memory; they were not tuned on a GPU.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from demo_diffusion.kernels.guards import refuse_second_derivative
@@ -32,11 +34,11 @@ from .attention_kernels import (
     SHARED_MEMORY,
     VALUE_GRADIENT_TILE,
     Problem,
-    _block,
-    _forward_kernel,
-    _query_key_gradient_kernel,
-    _score_gradient_kernel,
-    _value_gradient_kernel,
+    block_size,
+    forward_kernel,
+    query_key_gradient_kernel,
+    score_gradient_kernel,
+    value_gradient_kernel,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,28 +80,29 @@ def triton_spanning_attention(
     value: torch.Tensor,
     num_heads: int,
     window_size: int,
-    mode: str = "spanning",
+    kinds: Sequence[str] = KINDS,
     activation: str | None = "gelu",
 ) -> torch.Tensor:
-    """Sum over the window kinds of `mode` of softmax(q kᵀ / √d) · activation(v), for what `supports` admits.
+    """Sum over the kinds of windows of softmax(q kᵀ / √d) · activation(v), for what `supports` admits.
 
     Args:
         query, key: (B, H, W, heads · d), of which each may be a half of one projection: strides are followed.
         value: (B, H, W, heads · e), before the activation.
-        mode: "neighborhood", "remote" or "spanning".
+        kinds: "neighborhood", "remote" or both.
         activation: "gelu", the exact one, or None.
 
     Returns:
         (B, H, W, heads · e)
 
     Raises:
-        ValueError: if `mode` or `activation` is not among those allowed.
+        ValueError: if a kind or the activation is not among those allowed.
     """
-    if mode not in KINDS:
-        raise ValueError(f"mode is {mode!r}; it must be one of {list(KINDS)}.")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"The kinds of windows are {list(kinds)}; each must be one of {list(KINDS)}.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {list(ACTIVATIONS)}.")
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    mode = "+".join(kinds)
     return _attention(query, key, value, num_heads, window_size, mode, activation == "gelu", needs_gradient)[0]
 
 
@@ -119,7 +122,7 @@ def _attention(
     problem = _problem(query, value, num_heads, window_size, mode, gelu, FORWARD_TILE)
     query, key, value = (_as_rows(x) for x in (query, key, value))
     arguments = (query, key, value, output, log_sum_exp, *_strides(query, key, value), needs_gradient)
-    _launch(_forward_kernel, len(query) * num_heads, arguments, problem)
+    _launch(forward_kernel, len(query) * num_heads, arguments, problem)
     return output, log_sum_exp
 
 
@@ -150,11 +153,11 @@ def _attention_gradient(
     heads = len(query) * num_heads
 
     arguments = (query, key, value, gradient, log_sum_exp, dv, activated, *_strides(query, key, value))
-    _launch(_value_gradient_kernel, heads, arguments, problem)
+    _launch(value_gradient_kernel, heads, arguments, problem)
     ds = query.new_empty(heads, problem.tokens, problem.tokens)
     arguments = (query, key, activated, gradient, log_sum_exp, ds, *_strides(query, key, activated))
-    _launch(_score_gradient_kernel, heads, arguments, score_problem)
-    _launch(_query_key_gradient_kernel, heads, (query, key, ds, dq, dk, *_strides(query, key)), score_problem)
+    _launch(score_gradient_kernel, heads, arguments, score_problem)
+    _launch(query_key_gradient_kernel, heads, (query, key, ds, dq, dk, *_strides(query, key)), score_problem)
     return dq, dk, dv
 
 
@@ -180,11 +183,17 @@ _attention_gradient.register_autograd(refuse_second_derivative)
 def _new_outputs(
     query: torch.Tensor, value: torch.Tensor, num_heads: int, mode: str, needs_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    first_kind, end_kind = KINDS[mode]
+    first_kind, end_kind = _kind_numbers(mode)
     batch, height, width, _ = query.shape
     kinds = end_kind - first_kind if needs_gradient else 0
     log_sum_exp = query.new_empty((batch, num_heads, kinds, height * width), dtype=torch.float32)
     return value.new_empty(value.shape), log_sum_exp
+
+
+def _kind_numbers(mode: str) -> tuple[int, int]:
+    """First and end of the kinds' numbers; the operators' `mode` is the kinds of windows, joined by "+"."""
+    numbers = [KINDS.index(kind) for kind in mode.split("+")]
+    return min(numbers), max(numbers) + 1
 
 
 def _new_gradients(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -206,9 +215,10 @@ def _problem(
 ) -> Problem:
     height, width = query.shape[1:3]
     head_dim, value_dim = query.shape[3] // num_heads, value.shape[3] // num_heads
-    block_values = min(_block(value_dim), 64 if value_dim % 64 == 0 else 32)
+    block_values = min(block_size(value_dim), 64 if value_dim % 64 == 0 else 32)
     if query.dtype == torch.float32:
         tile, block_values = FLOAT32_BLOCK, FLOAT32_BLOCK
+    first_kind, end_kind = _kind_numbers(mode)
     return Problem(
         rows=height // window_size,
         columns=width // window_size,
@@ -216,10 +226,10 @@ def _problem(
         num_heads=num_heads,
         head_dim=head_dim,
         value_dim=value_dim,
-        first_kind=KINDS[mode][0],
-        end_kind=KINDS[mode][1],
+        first_kind=first_kind,
+        end_kind=end_kind,
         gelu=gelu,
-        tile=min(tile, _block(height * width)),
+        tile=min(tile, block_size(height * width)),
         block_values=block_values,
     )
 

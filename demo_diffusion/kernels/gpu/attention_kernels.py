@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-KINDS = {"neighborhood": (0, 1), "remote": (1, 2), "spanning": (0, 2)}  # first and end of (neighborhood, remote)
+KINDS = ("neighborhood", "remote")  # numbered in this order
 SHARED_MEMORY = 163 * 1024  # bytes of a program; what an A100 offers and no kernel exceeds
 
 # Tokens of a program: a row of scores of 256 tokens takes the most registers, two of them in the scores' gradient.
@@ -28,7 +28,7 @@ class Problem:
 
     Attributes:
         rows, columns: windows along the grid's axes, the n of `partition_windows`.
-        first_kind, end_kind: the kinds of windows are those in between; 0 is "neighborhood" and 1 "remote".
+        first_kind, end_kind: the kinds of windows are those of `KINDS` in between.
         tile: tokens whose results a program computes.
         block_values: channels of the value that it takes at once.
     """
@@ -55,7 +55,7 @@ class Problem:
 
     @property
     def block_tokens(self) -> int:
-        return _block(self.tokens)
+        return block_size(self.tokens)
 
     @property
     def num_tiles(self) -> int:
@@ -64,13 +64,13 @@ class Problem:
     @property
     def head_block(self) -> int:
         """The first channels of a head, as many as a block can have without padding: 64 of 72."""
-        return max(16, _block(self.head_dim + 1) // 2)
+        return max(16, block_size(self.head_dim + 1) // 2)
 
     @property
     def head_rest(self) -> int:
         """A block for the other channels, or 0: 16 for 8 of 72."""
         rest = self.head_dim - self.head_block
-        return _block(rest) if rest > 0 else 0
+        return block_size(rest) if rest > 0 else 0
 
     @property
     def num_warps(self) -> int:
@@ -81,7 +81,7 @@ class Problem:
         return self.head_dim**-0.5
 
 
-def _block(size: int) -> int:
+def block_size(size: int) -> int:
     """The smallest block of `tl.dot` that holds `size` elements."""
     return max(16, triton.next_power_of_2(size))
 
@@ -215,7 +215,7 @@ def _gelu_gradient(x):
 
 
 @triton.jit
-def _forward_kernel(
+def forward_kernel(
     query,
     key,
     value,
@@ -259,7 +259,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _value_gradient_kernel(
+def value_gradient_kernel(
     query,
     key,
     value,
@@ -304,7 +304,7 @@ def _value_gradient_kernel(
 
 
 @triton.jit
-def _score_gradient_kernel(
+def score_gradient_kernel(
     query,
     key,
     activated_value,
@@ -340,7 +340,7 @@ def _score_gradient_kernel(
 
 
 @triton.jit
-def _query_key_gradient_kernel(
+def query_key_gradient_kernel(
     query,
     key,
     score_gradient,

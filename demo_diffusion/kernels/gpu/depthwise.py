@@ -26,11 +26,11 @@ from .depthwise_kernels import (
     IMAGES_PER_PROGRAM,
     MAX_GROUPS,
     ROWS,
-    _conv_gradient_kernel,
-    _convolve_add_kernel,
-    _gradient_sums_kernel,
-    _statistics_kernel,
-    _weight_gradient_kernel,
+    conv_gradient_kernel,
+    convolve_add_kernel,
+    gradient_sums_kernel,
+    statistics_kernel,
+    weight_gradient_kernel,
 )
 
 KERNEL_SIZES = (3, 5, 7)
@@ -80,7 +80,7 @@ def triton_folded_conv_silu_add(tokens: torch.Tensor, weight: torch.Tensor, bias
     """tokens + SiLU(DepthwiseConv(tokens) + bias), (B, H, W, C) -> (B, H, W, C).
 
     Args:
-        weight, bias: `fused_weight` (C, 1, K, K) and `fused_bias` (C,) of `models.depthwise_conv.ConvNorm`.
+        weight, bias: `fused_weight` (C, 1, K, K) and `fused_bias` (C,) of `models.layers.conv_norm.ConvNorm`.
     """
     zero, one = torch.zeros_like(bias), torch.ones_like(bias)
     return depthwise_norm_silu_add(tokens, weight, zero, one, one, bias, False)
@@ -99,7 +99,7 @@ def depthwise_statistics(tokens: torch.Tensor, weight: torch.Tensor) -> tuple[to
     """Mean and biased variance of DepthwiseConv(tokens): (B, H, W, C), (C, 1, K, K) -> (C,), (C,) in float32."""
     num_tiles = _count_tiles(tokens)
     partials = tokens.new_empty(3, num_tiles, tokens.shape[3], dtype=torch.float32)
-    _launch(_statistics_kernel, num_tiles, weight, (tokens, _taps(weight), partials, num_tiles), tokens.shape)
+    _launch(statistics_kernel, num_tiles, weight, (tokens, _taps(weight), partials, num_tiles), tokens.shape)
     counts, means, m2 = partials
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
@@ -131,7 +131,7 @@ def depthwise_norm_silu_add(
     output = torch.empty_like(tokens)
     norm = _stack(mean, rstd, gamma, beta)
     arguments = (tokens, _taps(weight), norm, tokens, output)
-    _launch(_convolve_add_kernel, _count_tiles(tokens), weight, arguments, tokens.shape)
+    _launch(convolve_add_kernel, _count_tiles(tokens), weight, arguments, tokens.shape)
     return output
 
 
@@ -159,13 +159,13 @@ def depthwise_norm_silu_gradient(
     taps = _taps(weight)
     partials = tokens.new_empty(2, num_tiles, tokens.shape[3], dtype=torch.float32)
     arguments = (tokens, taps, _stack(mean, rstd, gamma, beta), gradient, partials, num_tiles)
-    _launch(_gradient_sums_kernel, num_tiles, weight, arguments, tokens.shape)
+    _launch(gradient_sums_kernel, num_tiles, weight, arguments, tokens.shape)
     beta_gradient, gamma_gradient = (part.sum(0) for part in partials)
     share = tokens.shape[3] / tokens.numel() if batch_statistics else 0.0
     norm = _stack(mean, rstd, gamma, beta, beta_gradient * share, gamma_gradient * share)
     conv_gradient = torch.empty_like(tokens)
     arguments = (tokens, taps, norm, gradient, conv_gradient)
-    _launch(_conv_gradient_kernel, num_tiles, weight, arguments, tokens.shape)
+    _launch(conv_gradient_kernel, num_tiles, weight, arguments, tokens.shape)
     return conv_gradient, gamma_gradient, beta_gradient
 
 
@@ -180,7 +180,7 @@ def depthwise_input_gradient(gradient: torch.Tensor, conv_gradient: torch.Tensor
     """gradient + TransposedDepthwiseConv(conv_gradient): (B, H, W, C), (B, H, W, C), (C, 1, K, K) -> (B, H, W, C)."""
     output = torch.empty_like(conv_gradient)
     arguments = (conv_gradient, _taps(weight.flip(2, 3)), None, gradient, output)
-    _launch(_convolve_add_kernel, _count_tiles(gradient), weight, arguments, gradient.shape)
+    _launch(convolve_add_kernel, _count_tiles(gradient), weight, arguments, gradient.shape)
     return output
 
 
@@ -196,7 +196,7 @@ def depthwise_weight_gradient(tokens: torch.Tensor, conv_gradient: torch.Tensor,
     num_tiles = triton.cdiv(batch, IMAGES_PER_PROGRAM.value) * _count_column_tiles(width)
     partials = tokens.new_empty(num_tiles, weight[0].numel(), channels, dtype=torch.float32)
     arguments = (tokens, conv_gradient, partials, batch)
-    _launch(_weight_gradient_kernel, num_tiles, weight, arguments, tokens.shape)
+    _launch(weight_gradient_kernel, num_tiles, weight, arguments, tokens.shape)
     return partials.sum(0).t().contiguous().view(weight.shape)
 
 

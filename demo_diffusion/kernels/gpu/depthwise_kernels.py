@@ -140,7 +140,7 @@ def _moments(pixels, columns):
 
 
 @triton.jit
-def _statistics_kernel(
+def statistics_kernel(
     tokens, weight, partials, num_tiles, height, width, num_channels, KERNEL: tl.constexpr, GROUPS: tl.constexpr
 ):
     """Count, mean and sum of squared deviations (M2) of every tile's d; partials: (3, tiles, C).
@@ -174,7 +174,7 @@ def _statistics_kernel(
 
 
 @triton.jit
-def _convolve_add_kernel(
+def convolve_add_kernel(
     tokens,
     weight,
     norm,
@@ -224,7 +224,7 @@ def _norm_gradient(d, gradient, mean, rstd, gamma, beta):
 
 
 @triton.jit
-def _gradient_sums_kernel(
+def gradient_sums_kernel(
     tokens,
     weight,
     norm,
@@ -261,7 +261,7 @@ def _gradient_sums_kernel(
 
 
 @triton.jit
-def _conv_gradient_kernel(
+def conv_gradient_kernel(
     tokens,
     weight,
     norm,
@@ -312,7 +312,7 @@ def _correlate_row(totals, gradients, image, tile, row, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def _weight_gradient_kernel(
+def weight_gradient_kernel(
     tokens,
     conv_gradient,
     partials,

@@ -16,16 +16,35 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
-from demo_diffusion.models.layers.conv_norm import ConvNorm
-from demo_diffusion.models.layers.folding import Foldable
-from demo_diffusion.models.mobile_block import MobileBlock, MobileMixer
-from demo_diffusion.models.operators import ACTIVATIONS
+from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
+from demo_diffusion.models.layers.folding import Foldable, Linear
+from demo_diffusion.models.layers.squeeze_excitation import SqueezeExcitation
+from demo_diffusion.models.mobile_block import MobileBlock
+from demo_diffusion.models.operators import ACTIVATIONS, in_parts, silu
 
 from .configuration import EMOv2Config
 
 
+class StemMixer(nn.Module):
+    """Linear(SqueezeExcitation(SiLU(BatchNorm(DepthwiseConv(x))))), the excitation in EMOv1 alone.
+
+    Shapes: (B, H, W, width) -> (B, H, W, width).
+    """
+
+    def __init__(self, width: int, eps: float, squeeze_excitation: bool):
+        super().__init__()
+        self.hidden_channels = width
+        self.conv_local = DepthwiseConvNorm(width, kernel_size=3, eps=eps)
+        self.squeeze_excitation = SqueezeExcitation(width) if squeeze_excitation else nn.Identity()
+        self.proj = Linear(width, width, bias=False)
+
+    @in_parts
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.squeeze_excitation(silu(self.conv_local(tokens))))
+
+
 class EMOv2Stem(nn.Module):
-    """A convolution of stride 2 and a block without expansion: (B, H, W, C) -> (B, ⌈H / 2⌉, ⌈W / 2⌉, stem_width)."""
+    """A convolution of stride 2 and a depthwise one: (B, H, W, C) -> (B, ⌈H / 2⌉, ⌈W / 2⌉, stem_width)."""
 
     def __init__(self, config: EMOv2Config):
         super().__init__()
@@ -34,17 +53,7 @@ class EMOv2Stem(nn.Module):
             raise ValueError(f"stem_activation is {activation!r}; it must be None or one of {sorted(ACTIVATIONS)}.")
         self.conv = ConvNorm(config.num_channels, width, 3, stride=2, bias=True, eps=config.norm_eps)
         self.activation = ACTIVATIONS.get(activation, nn.Identity())
-        self.mixer = MobileMixer(
-            width,
-            width,
-            expansion_ratio=1,
-            attention_mode="none",
-            kernel_size=3,
-            eps=config.norm_eps,
-            value_projection=False,
-            squeeze_excitation=config.stem_squeeze_excitation,
-            skip=False,
-        )
+        self.mixer = StemMixer(width, config.norm_eps, config.stem_squeeze_excitation)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.mixer(self.activation(self.conv(pixels)))

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from demo_diffusion import kernels
-from demo_diffusion.models.operators import add, silu
+from demo_diffusion.models.operators import depthwise_conv
 
 from .folding import Foldable
 
@@ -52,12 +51,12 @@ class ConvNorm(Foldable):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = tokens.permute(0, 3, 1, 2)
-        if self.fused_weight is None:
-            x = self.norm(self._convolve(x))
-        else:
+        if self.is_fused:
             x = F.conv2d(
                 x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding, groups=self.conv.groups
             )
+        else:
+            x = self.norm(self._convolve(x))
         return x.permute(0, 2, 3, 1)
 
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,19 +77,5 @@ class DepthwiseConvNorm(ConvNorm):
         if bias:
             nn.init.zeros_(self.conv.bias)
 
-    def add_silu(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens + SiLU(self(tokens)), of stride 1: (B, H, W, C) -> (B, H, W, C)."""
-        if not kernels.triton_depthwise_supports(tokens, self.conv, self.norm):
-            return add(silu(self(tokens)), tokens)
-        if self.is_fused:
-            return kernels.triton_folded_conv_silu_add(tokens, self.fused_weight, self.fused_bias)
-        return kernels.triton_conv_norm_silu_add(tokens, self.conv, self.norm)
-
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = x.permute(0, 2, 3, 1)
-        if not (torch.is_grad_enabled() and kernels.cpu_depthwise_supports(tokens, self.conv)):
-            return self.conv(x)
-        weight = self.conv.weight.to(x.dtype)  # as autocast has it
-        output = kernels.cpu_depthwise_conv(tokens, weight, self.conv.stride[0])
-        output = output if self.conv.bias is None else output + self.conv.bias.to(x.dtype)
-        return output.permute(0, 3, 1, 2)
+        return depthwise_conv(x, self.conv)

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from demo_diffusion.kernels import linear
+from demo_diffusion.models.operators import linear
 
 
 class Linear(nn.Linear):
-    """nn.Linear with the faster product in CPU inference: (…, in) -> (…, out)."""
+    """nn.Linear by `operators.linear`: (…, in) -> (…, out)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
@@ -33,8 +33,14 @@ class Foldable(nn.Module):
         self._set_fused(None, None)
 
     def _set_fused(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Registers tensors as buffers; None stays a plain attribute: hooks that offload a model cannot move it."""
         for name, tensor in (("fused_weight", weight), ("fused_bias", bias)):
-            self.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
+            if hasattr(self, name):
+                delattr(self, name)
+            if tensor is None:
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, tensor.detach(), persistent=False)
 
     def train(self, mode: bool = True) -> "Foldable":
         if mode:

@@ -10,15 +10,20 @@ def _coordinates(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def position_table(dim: int, height: int, width: int) -> torch.Tensor:
-    """Fixed 2-D sine-cosine table (1, height · width, dim): half of `dim` for each axis, the width axis first (DiT)."""
+    """Fixed 2-D sine-cosine table (1, height · width, dim): half of `dim` for each axis, the width axis first (DiT).
+
+    It is computed in double precision and then cast to the default dtype, as which diffusers loads a network.
+    """
     rows, columns = _coordinates(height, width)
-    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows]))[None].float()
+    table = get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows]))[None]
+    return table.to(torch.get_default_dtype())
 
 
 def rotary_table(head_dim: int, height: int, width: int) -> torch.Tensor:
     """Cosines and sines (2, height · width, head_dim) of 2-D rotary positions (RoFormer, arXiv 2104.09864).
 
-    The first half of a head's channels turns with the row, the second with the column; base 10000.
+    The first half of a head's channels turns with the row, the second with the column; base 10000. The table is
+    computed in single precision and then cast to the default dtype.
 
     Raises:
         ValueError: if `head_dim` is not a multiple of 4.
@@ -29,7 +34,7 @@ def rotary_table(head_dim: int, height: int, width: int) -> torch.Tensor:
         torch.stack(get_1d_rotary_pos_embed(head_dim // 2, axis.flatten(), use_real=True))
         for axis in _coordinates(height, width)
     ]
-    return torch.cat(tables, dim=-1)
+    return torch.cat(tables, dim=-1).to(torch.get_default_dtype())
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor, sequence_dim: int) -> torch.Tensor:

@@ -45,3 +45,16 @@ class WindowRotary(nn.Module):
 
 
 WINDOW_POSITIONS = {"embedding": WindowEmbedding, "bias": WindowBias, "rotary": WindowRotary}
+
+
+def create_window_position(name: str | None, num_heads: int, head_dim: int, window_size: int) -> nn.Module | None:
+    """The module of that name; None: no position.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name is None:
+        return None
+    if name not in WINDOW_POSITIONS:
+        raise ValueError(f"window_position is {name!r}; it must be None or one of {list(WINDOW_POSITIONS)}.")
+    return WINDOW_POSITIONS[name](num_heads, head_dim, window_size)
