@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import json
 import random
 import re
@@ -20,7 +21,6 @@ from demo_diffusion.eval.classify import main as classify
 from demo_diffusion.eval.compare_accuracy import main as compare_accuracy
 from demo_diffusion.models.classifiers import expected_input
 from demo_diffusion.models.emov2.presets import emov2_config
-from demo_diffusion.train import train_emov2
 from demo_diffusion.train.classification.config import AugmentationConfig, ClassificationDataConfig, parse_config
 from demo_diffusion.train.classification.data import AugmentedImages, image_processor, random_state_of
 from demo_diffusion.train.classification.distillation import Teacher, soft_distillation_loss
@@ -168,9 +168,9 @@ def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, mo
     whole = train(folder, tmp_path / "whole", **EVERYTHING_RANDOM)
     save, saved = ClassificationTrainer._save, []
 
-    def save_and_fall(self, progress):
-        save(self, progress)
-        saved.append(progress.step)
+    def save_and_fall(self):
+        save(self)
+        saved.append(self.progress.step)
         if len(saved) == 1:
             raise KeyboardInterrupt
 
@@ -339,14 +339,17 @@ def test_overrides_of_the_preset(folder, tmp_path):
 def test_every_config_is_read(name):
     config = parse_config(["--config", str(CONFIGS / name)])
     network = emov2_config(config.model.model, **config.model.overrides())
-    assert config.run.output_dir.endswith(name.removesuffix(".yaml"))
-    if name.startswith("cifar10"):
+    folder, name = Path(name).parent.name, Path(name).stem
+    if folder == "cifar10":
+        assert config.run.output_dir.endswith(f"cifar10_{name}")
         return
+    assert config.run.output_dir.endswith(name.removeprefix("emov2_"))
+    family, size, resolution, *_ = name.split("_")
     optimization, batch = config.optimization, config.optimization.batch_size
-    assert config.model.model.lower().endswith(name.removeprefix("emov1_").split("_")[0])
+    assert config.model.model.lower() == f"{family}-{size}"
     assert optimization.learning_rate == pytest.approx(1.5e-3 * batch / 512)
     assert optimization.epochs == (1000 if "long" in name else 300)
-    assert config.data.resolution == int(name.removeprefix("emov1_").split("_")[1].removesuffix(".yaml"))
+    assert config.data.resolution == int(resolution)
     assert network.window_size == (7 if config.data.resolution == 224 else 8)
     assert (config.objective.teacher is not None) == ("distilled" in name)
     assert config.optimization.in_steps(1_281_167).num_steps == round(optimization.epochs * 1_281_167 / batch)
@@ -423,8 +426,8 @@ def test_measuring_on_training_images_is_said(folder, tmp_path):
 
 
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
-    find = train_emov2.importlib.util.find_spec
-    monkeypatch.setattr(train_emov2.importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else find(name))
     with pytest.raises(SystemExit, match=r"Training needs timm: pip install 'demo-diffusion\[train\]'"):
         train(folder, tmp_path / "run")
 
