@@ -1,8 +1,10 @@
 import csv
 import importlib.util
 import json
+import os
 import random
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,19 @@ def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, mo
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
     assert (whole / "accuracy.csv").read_text() == (parts / "accuracy.csv").read_text()
+
+
+def test_sigterm_in_the_last_step_comes_too_late_to_stop_the_run(folder, tmp_path, monkeypatch):
+    loss = ClassificationTrainer.loss
+
+    def signalled(self, batch, draws):
+        if self.progress.step == self.num_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, batch, draws)
+
+    monkeypatch.setattr(ClassificationTrainer, "loss", signalled)
+    run = train(folder, tmp_path / "run", num_steps=3)
+    assert json.loads((run / "results.json").read_text())["step"] == 3
 
 
 def test_a_finished_run_is_not_measured_again(folder, tmp_path, monkeypatch):
