@@ -180,12 +180,13 @@ class Trainer(ABC):
         self.order = self.batch_order(progress.step)
         loader = batches(self.samples, self.order, self.config.data.num_workers)
         seconds, logged_step, is_stopped = 0.0, progress.step, False
-        bar = tqdm(
-            initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True,
-            disable=not accelerator.is_main_process,
-        )  # fmt: skip
+        is_quiet = not accelerator.is_main_process
 
-        with reading(loader) as self.iterator, bar:
+        with (
+            reading(loader) as self.iterator,  # before the bar, whose thread a worker must not inherit
+            tqdm(initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True, disable=is_quiet) as bar,
+        ):
+            # Look at what an interruption left out.
             self.look(progress.step)
             while progress.step < self.num_steps and not is_stopped:
                 # Draw what is random in this step, for the whole batch.
@@ -293,6 +294,7 @@ class Trainer(ABC):
         return loss, norm, stop > 0
 
     def _count_skipped(self, norm: float) -> None:
+        """Counts a skipped step. Too many in a row stop the run with a diagnosis."""
         progress = self.progress
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
@@ -305,6 +307,7 @@ class Trainer(ABC):
             )
 
     def _log(self, images_per_second: float, learning_rate: float, bar: tqdm) -> None:
+        """Logs the mean of the recent losses, which begin anew; a window of skipped steps alone has no row."""
         progress = self.progress
         facts = {"images_per_second": images_per_second, "skipped_steps": progress.skipped_steps}
         losses, progress.recent_losses = progress.recent_losses, []
