@@ -1,7 +1,7 @@
-"""Makes a pipeline of a checkpoint, by default the newest: `python train/export_pipeline.py RUN --step 700 --out DIR`.
+"""Exports a checkpoint, by default the newest: `python train/export_pipeline.py RUN --step 700 --out DIR`.
 
-For a run that is not finished, or for another of its moving averages, however it was divided among processes. Opens the
-run's data, for its label names, and its autoencoder again.
+Writes a pipeline folder, of an unfinished run or of another moving average too, however the run was divided among
+processes. Opens the run's data (for the label names) and its autoencoder again.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from demo_diffusion.records.files import write_whole
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.train.diffusion.build import create_network, create_objective, create_pipeline
 from demo_diffusion.train.diffusion.config import parse_config
-from demo_diffusion.train.diffusion.data import open_data
+from demo_diffusion.train.diffusion.data import open_training_data
 from demo_diffusion.train.diffusion.model_card import write_model_card
 from demo_diffusion.train.engine.checkpoints import average_file, progress_of
 from demo_diffusion.train.engine.hub import check_hub_access, upload
@@ -26,7 +26,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     """Writes a pipeline folder with its model card.
 
     Raises:
-        ValueError: if the run has no whole checkpoint (of that step) or no such average, or `out` exists.
+        ValueError: if the run has no whole checkpoint (of that step) or no such average, or if `out` exists.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder.")
@@ -40,7 +40,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     if ema_decay is not None and ema_decay not in decays:
         raise ValueError(f"{run} has no moving average of decay {ema_decay}; it has {decays}.")
     decay = decays[0] if ema_decay is None else ema_decay
-    data = open_data(config.data, config.optimization.seed, torch.device("cpu"))
+    data = open_training_data(config.data, config.optimization.seed, torch.device("cpu"))
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))

@@ -1,8 +1,8 @@
-"""Which store gives latents fastest at random: `python -m tests.latent_store_proof FOLDER [--images N]`.
+"""Which store gives latents fastest at random: `python eval/studies/latent_stores.py FOLDER`.
 
-Writes the same random fp16 moments into each store and reads single samples, and batches of 64, in the same random
-order, each into memory of its own, on one core, from files that are in the page cache. Three rounds in turns; medians
-of samples/s.
+Writes the same random fp16 moments into each store. Then reads single samples, and batches of 64, in the same random
+order, each into memory of its own, on one core, from files that are in the page cache. Prints samples/s: measured in
+turns, medians.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from demo_diffusion.data.latent_shards import FORMAT_VERSION, METADATA_FILE, SET
 from demo_diffusion.data.latents import LatentTable
 from demo_diffusion.records.files import write_json
 
-SHARD_SIZE, BATCH_SIZE, ROUNDS = 256, 64, 3
+SHARD_SIZE, BATCH_SIZE = 256, 64
 
 
 class Store(NamedTuple):
-    """Opened files: one(sample) and many(samples) give tensors; a sample is 2 · image + flipped."""
+    """An opened store: one(sample) and many(samples) give tensors, where a sample is 2 · image + flipped."""
 
     one: Callable[[int], torch.Tensor]
     many: Callable[[list[int]], torch.Tensor]
@@ -136,7 +136,7 @@ STORES = {
 }
 
 
-def rate(read: Callable[[], int], seconds: float = 1.0) -> float:
+def rate(read: Callable[[], int], seconds: float) -> float:
     """Samples a second over at least `seconds`."""
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -144,7 +144,7 @@ def rate(read: Callable[[], int], seconds: float = 1.0) -> float:
     return count / (time.perf_counter() - start)
 
 
-def measure(folder: Path, open_store: Callable, moments: torch.Tensor) -> tuple[float, float]:
+def measure(folder: Path, open_store: Callable, moments: torch.Tensor, seconds: float) -> tuple[float, float]:
     """Samples/s, one at a time and in batches."""
     generator = np.random.default_rng(0)
     order = iter(generator.integers(2 * len(moments), size=10_000_000).tolist())
@@ -162,15 +162,17 @@ def measure(folder: Path, open_store: Callable, moments: torch.Tensor) -> tuple[
 
     for first in range(0, 2 * len(moments), BATCH_SIZE):  # the whole store into the page cache
         store.many(list(range(first, min(first + BATCH_SIZE, 2 * len(moments)))))
-    return rate(read_one), rate(read_many)
+    return rate(read_one, seconds), rate(read_many, seconds)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the stores are written; must be empty or new")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--shape", type=int, nargs=3, default=[8, 32, 32], help="of one image's moments")
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="least length of each measurement")
+    options = parser.parse_args(arguments)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
     moments = torch.randn(options.images, 2, *options.shape, generator=torch.Generator().manual_seed(0)).half()
@@ -179,9 +181,9 @@ def main() -> None:
         folder.mkdir(parents=True)
         write(folder, moments)
     results = {name: [] for name in STORES}
-    for _ in range(ROUNDS):
+    for _ in range(options.rounds):
         for number, (name, (_, open_store)) in enumerate(STORES.items()):
-            results[name].append(measure(options.folder / str(number), open_store, moments))
+            results[name].append(measure(options.folder / str(number), open_store, moments, options.seconds))
     print("| store | one at a time | in batches of 64 |\n|---|---|---|")
     for name, rounds in results.items():
         medians = [f"{statistics.median(column):,.0f}" for column in zip(*rounds, strict=True)]

@@ -1,9 +1,10 @@
-"""Time that sampling takes outside of the network: python -m tests.pipeline_overhead
+"""How much time does sampling take outside of the network: `python eval/studies/pipeline_overhead.py`.
 
 The network has DEMO-S/2's modules and answers at once. A step's time is the slope between calls of few and of many
-steps, a call's is the rest. Medians over rounds, on one thread, one guided sample.
+steps; a call's time is the rest. Medians over rounds, on one thread, one guided sample.
 """
 
+import argparse
 import statistics
 import time
 
@@ -15,7 +16,7 @@ from demo_diffusion import DEMOPipeline, create_transformer
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.pipelines.samplers import create_sampler
 
-FEW, MANY, ROUNDS = 10, 100, 9
+FEW, MANY = 10, 100  # steps
 
 
 def samplers() -> dict:
@@ -41,7 +42,10 @@ def seconds(pipeline: DEMOPipeline, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     transformer = create_transformer("DEMO-S/2").eval()
     output = Transformer2DModelOutput(sample=torch.randn(2, 8, 32, 32))
@@ -49,7 +53,7 @@ def main() -> None:
     print("| sampler | µs a step | ms a call | step of the network of which it is 2% |\n|---|---|---|---|")
     for name, scheduler in samplers().items():
         pipeline = pipeline_of(transformer, scheduler)
-        few, many = (statistics.median(seconds(pipeline, n) for _ in range(ROUNDS)) for n in (FEW, MANY))
+        few, many = (statistics.median(seconds(pipeline, n) for _ in range(options.rounds)) for n in (FEW, MANY))
         step = (many - few) / (MANY - FEW)
         print(f"| {name} | {1e6 * step:.0f} | {1e3 * (few - FEW * step):.1f} | {50e3 * step:.1f} ms |")
 

@@ -1,9 +1,11 @@
 import csv
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +178,9 @@ def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, mo
     whole = train(folder, tmp_path / "whole", **EVERYTHING_RANDOM)
     save, saved = ClassificationTrainer._save, []
 
-    def save_and_fall(self, progress):
-        save(self, progress)
-        saved.append(progress.step)
+    def save_and_fall(self):
+        save(self)
+        saved.append(self.progress.step)
         if len(saved) == 1:
             raise KeyboardInterrupt
 
@@ -192,6 +194,19 @@ def test_a_run_continues_exactly_and_workers_change_nothing(folder, tmp_path, mo
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
     assert (whole / "accuracy.csv").read_text() == (parts / "accuracy.csv").read_text()
+
+
+def test_sigterm_in_the_last_step_comes_too_late_to_stop_the_run(folder, tmp_path, monkeypatch):
+    loss = ClassificationTrainer.loss
+
+    def signalled(self, batch, draws):
+        if self.progress.step == self.num_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, batch, draws)
+
+    monkeypatch.setattr(ClassificationTrainer, "loss", signalled)
+    run = train(folder, tmp_path / "run", num_steps=3)
+    assert json.loads((run / "results.json").read_text())["step"] == 3
 
 
 def test_a_finished_run_is_not_measured_again(folder, tmp_path, monkeypatch):
@@ -346,14 +361,17 @@ def test_overrides_of_the_preset(folder, tmp_path):
 def test_every_config_is_read(name):
     config = parse_config(["--config", str(CONFIGS / name)])
     network = emov2_config(config.model.model, **config.model.overrides())
-    assert config.run.output_dir.endswith(name.removesuffix(".yaml"))
-    if name.startswith("cifar10"):
+    folder, name = Path(name).parent.name, Path(name).stem
+    if folder == "cifar10":
+        assert config.run.output_dir.endswith(f"cifar10_{name}")
         return
+    assert config.run.output_dir.endswith(name.removeprefix("emov2_"))
+    family, size, resolution, *_ = name.split("_")
     optimization, batch = config.optimization, config.optimization.batch_size
-    assert config.model.model.lower().endswith(name.removeprefix("emov1_").split("_")[0])
+    assert config.model.model.lower() == f"{family}-{size}"
     assert optimization.learning_rate == pytest.approx(1.5e-3 * batch / 512)
     assert optimization.epochs == (1000 if "long" in name else 300)
-    assert config.data.resolution == int(name.removeprefix("emov1_").split("_")[1].removesuffix(".yaml"))
+    assert config.data.resolution == int(resolution)
     assert network.window_size == (7 if config.data.resolution == 224 else 8)
     assert (config.objective.teacher is not None) == ("distilled" in name)
     assert config.optimization.in_steps(1_281_167).num_steps == round(optimization.epochs * 1_281_167 / batch)

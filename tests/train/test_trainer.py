@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.train.diffusion.config import parse_config
 from demo_diffusion.train.diffusion.trainer import DiffusionTrainer
-from demo_diffusion.train.engine.batch_order import batches
-from demo_diffusion.train.engine.checkpoints import Checkpoints, Progress
+from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.engine.stop_request import StopRequest
 from demo_diffusion.train.engine.trainer import Trainer
 from demo_diffusion.train.export_pipeline import main as export
@@ -51,18 +50,32 @@ def losses_of(run) -> list[tuple[str, ...]]:
 
 
 def call_before_step(monkeypatch, step: int, action) -> None:
-    train_step = Trainer.train_step
+    accumulate_gradients = Trainer.accumulate_gradients
 
-    def with_action(self, iterator, order, progress, stop_request=None):
-        if progress.step == step:
+    def with_action(self, draws):
+        if self.progress.step == step:
             action(self)
-        return train_step(self, iterator, order, progress, stop_request)
+        return accumulate_gradients(self, draws)
 
-    monkeypatch.setattr(Trainer, "train_step", with_action)
+    monkeypatch.setattr(Trainer, "accumulate_gradients", with_action)
 
 
 def interrupt(trainer):
     raise KeyboardInterrupt
+
+
+def run_steps(trainer, count: int, look) -> None:
+    """Trains some steps and looks after each of them."""
+
+    def look_and_end(step):
+        if step:
+            look(step)
+        if step == count:
+            raise KeyboardInterrupt
+
+    trainer.look = look_and_end
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(StopRequest())
 
 
 @pytest.mark.parametrize(
@@ -152,15 +165,19 @@ def nan_losses(monkeypatch, steps: set[int]) -> None:
 
 
 def test_a_step_that_is_not_finite_has_no_effect(tmp_path, monkeypatch):
-    trainer = trainer_of(tmp_path, log_every=4)
+    trainer = trainer_of(tmp_path, log_every=5)
     nan_losses(monkeypatch, {2})
-    order, progress = trainer.batch_order(0), Progress()
-    iterator = iter(batches(trainer.samples, order, num_workers=0))
-    for step in range(4):
-        before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
-        trainer.train_step(iterator, order, progress, StopRequest())
-        changed = [name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])]
-        assert bool(changed) == (step != 2), changed
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+    def look(step):
+        state = trainer.network.state_dict()
+        changed = [name for name, value in state.items() if not torch.equal(value, before[name])]
+        assert bool(changed) == (step != 3), changed
+        before.update({name: value.clone() for name, value in state.items()})
+
+    run_steps(trainer, 4, look)
+    progress = trainer.progress
+    assert progress.step == 4
     assert progress.skipped_steps == 1 and progress.skipped_in_a_row == 0 and len(progress.recent_losses) == 3
     assert all(value.isfinite().all() for value in trainer.average_network().state_dict().values())
 
@@ -239,14 +256,14 @@ def test_moving_averages_carry_batchnorm_statistics(tmp_path):
     trainer = trainer_of(tmp_path, ema_decay=0.5, more_ema_decays=0.25, num_steps=3)
     decays = (0.5, 0.25)
     expected = {decay: {n: v.clone() for n, v in trainer.network.state_dict().items()} for decay in decays}
-    order, progress = trainer.batch_order(0), Progress()
-    iterator = iter(batches(trainer.samples, order, num_workers=0))
-    for _ in range(3):
-        trainer.train_step(iterator, order, progress, StopRequest())
+
+    def look(step):
         for decay, average in expected.items():
             for name, value in trainer.network.state_dict().items():
                 floating = value.is_floating_point()
                 average[name] = decay * average[name] + (1 - decay) * value if floating else value.clone()
+
+    run_steps(trainer, 3, look)
     for decay, average in expected.items():
         network = trainer.average_network(decay)
         assert not network.training

@@ -14,7 +14,7 @@ from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.engine.trainer import Trainer
 
 PLACES = {
-    "step": (Trainer, "train_step"),
+    "step": (Trainer, "accumulate_gradients"),
     "checkpoint": (Checkpoints, "save"),
     "latents": (LatentShards, "write"),
 }

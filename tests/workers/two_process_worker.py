@@ -9,15 +9,14 @@ from demo_diffusion.train.engine.launch import run_training
 
 
 class ComparingTrainer(DiffusionTrainer):
-    def train(self, iterator, order, progress, stop_request) -> bool:
+    def finish(self) -> None:
         assert self.accelerator.num_processes == 2
-        seen = gather_object([i for batch in order for i in batch])
+        seen = gather_object([i for batch in self.order for i in batch])
         assert len(seen) == len(set(seen)) == 6 * 8, "the ranks must share the batches"
-        stopped = super().train(iterator, order, progress, stop_request)
         for name, value in [*self.network.state_dict().items(), *self.averages.full_state(0.99).items()]:
             first, second = self.accelerator.gather(value.detach()[None])
             assert torch.equal(first, second), f"{name} differs between the ranks"
-        return stopped
+        super().finish()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images for a classifier: augmented ones to train on, prepared ones to measure on."""
+"""Images for a classifier: augmented images to train on, processed images to measure on."""
 
 import dataclasses
 import random
@@ -17,18 +17,18 @@ from .config import AugmentationConfig, ClassificationDataConfig
 
 
 class AugmentedImages(Dataset):
-    """RawImages as (pixels (3, side, side) float32, class id), changed at random; keys are (index, epoch).
+    """Random augmentations of images, as (pixels (3, side, side) float32, class id); keys are (index, epoch).
 
-    What happens to a picture is a function of seed, epoch and index alone, whatever process or worker reads it.
+    The augmentation of an image is a function of seed, epoch and index, whichever process or worker reads it.
 
     Raises:
         ValueError: if timm does not know `auto_augment`.
     """
 
-    def __init__(self, pictures: RawImages, data: ClassificationDataConfig, config: AugmentationConfig, seed: int):
+    def __init__(self, images: RawImages, data: ClassificationDataConfig, config: AugmentationConfig, seed: int):
         from timm.data import create_transform
 
-        self.pictures, self.seed = pictures, seed
+        self.images, self.seed = images, seed
         try:
             self.transform = create_transform(
                 input_size=max(config.multi_scale, default=data.resolution),
@@ -49,18 +49,18 @@ class AugmentedImages(Dataset):
             ) from error
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, epoch = key
-        picture, label = self.pictures[index]
+        image, label = self.images[index]
         with random_state_of(self.seed, epoch, index):
-            return self.transform(picture), label
+            return self.transform(image), label
 
 
 @contextmanager
 def random_state_of(*key: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's (CPU) random numbers are a function of `key` inside, and undisturbed outside."""
+    """Seeds Python's, NumPy's and PyTorch's (CPU) generators by `key` inside, and restores their states afterwards."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     words = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(words[0]))
@@ -75,22 +75,22 @@ def random_state_of(*key: int) -> Iterator[None]:
 
 
 def load_validation_images(config: ClassificationDataConfig, images: LabelledImages) -> LabelledImages:
-    """The images that accuracy is measured on.
+    """Opens the images that accuracy is measured on.
 
     Raises:
-        ValueError: if they cannot be read or have other classes than the training images.
+        ValueError: if they cannot be read, or their classes are not those of the training images.
     """
     dataset = config.val_dataset or config.dataset
     measured = load_images(dataclasses.replace(config, dataset=dataset, split=config.val_split), own_size=True)
     if measured.id2label != images.id2label:
         raise ValueError(
-            f"The validation images ({dataset}, split {config.val_split!r}) have {_in_words(measured)}, the training "
-            f"images {_in_words(images)}; they must be the same. See --val_dataset and --val_split."
+            f"The validation images ({dataset}, split {config.val_split!r}) have {_describe(measured)}, the training "
+            f"images {_describe(images)}; they must be the same. See --val_dataset and --val_split."
         )
     if dataset == config.dataset and (config.val_split == config.split or dataset == "digits"):
         warnings.warn("Accuracy is measured on the training images; see --val_dataset and --val_split.", stacklevel=2)
     return measured
 
 
-def _in_words(images: LabelledImages) -> str:
+def _describe(images: LabelledImages) -> str:
     return f"{images.num_classes} classes ({', '.join(list(images.id2label.values())[:3])}, …)"

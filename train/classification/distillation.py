@@ -8,15 +8,15 @@ from demo_diffusion.models.classifiers import check_classes, expected_input, loa
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that sees a student's images in its own size and normalisation.
+    """A frozen classifier, which gets the student's images in its own size and normalisation.
 
     Args:
         name: folder or hub id.
-        id2label: the student's classes.
-        image_mean, image_std: of the student's images.
+        id2label: the student's classes, {class id: name}.
+        image_mean, image_std: normalisation of the student's images, one number a channel.
 
     Raises:
-        ValueError: if it cannot be loaded or has other classes.
+        ValueError: if it cannot be loaded, or its classes are not the student's.
     """
 
     def __init__(self, name: str, id2label: dict[int, str], image_mean: list[float], image_std: list[float]):
@@ -30,15 +30,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, num_classes) of the student's normalised images (B, 3, H, W)."""
+        """Logits (B, num_classes) for the student's normalised images (B, 3, H, W)."""
         images = images * self.scale + self.shift
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return self.model(images).logits
 
 
-# DeiT's soft distillation (arXiv 2012.12877, eq. 2); a mean over images and classes, as in its code and in EMOv2's
+# DeiT's soft distillation (arXiv 2012.12877, eq. 2); the mean over images and classes, as in its code and in EMOv2's
 def soft_distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL divergence of the student from the teacher, logits (B, classes): the mean over both dimensions, times T²."""
+    """KL divergence from student to teacher, logits (B, classes): the mean over both dimensions, times T²."""
     student, teacher = (F.log_softmax(x.float() / temperature, dim=-1) for x in (logits, teacher_logits))
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2 / logits.numel()

@@ -27,7 +27,18 @@ from .model_card import write_classification_card
 
 
 class ClassificationTrainer(Trainer):
-    """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads."""
+    """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads.
+
+    Attributes:
+        images, val_images: labelled images to learn and to measure.
+        processor: prepares an image for the trained network.
+        val_samples: the prepared validation images.
+        mixup: timm's mixup and cutmix; None: neither.
+        teacher: classifier to distil; None: none.
+
+    Raises:
+        ValueError: if a package, the hub, data or an option does not allow the run.
+    """
 
     def __init__(self, config: ClassificationTrainingConfig):
         require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
@@ -38,42 +49,27 @@ class ClassificationTrainer(Trainer):
         length = config.optimization.in_steps(len(self.images.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
-    def open_data(self) -> Dataset:
-        config, data, num_classes = self.config, self.config.data, self.images.num_classes
+    def load_data(self) -> Dataset:
+        config, data = self.config, self.config.data
         self.accelerator.print(
-            f"{len(self.images.dataset):,} images of {num_classes:,} classes, {len(self.val_images.dataset):,} to "
-            f"measure on; {self.num_steps:,} steps of {config.optimization.batch_size}"
+            f"{len(self.images.dataset):,} images of {self.images.num_classes:,} classes, "
+            f"{len(self.val_images.dataset):,} to measure on; {self.num_steps:,} steps of "
+            f"{config.optimization.batch_size}"
         )
         self.processor = image_processor(data.resolution, data.crop_pct, data.image_mean, data.image_std)
         self.val_samples = ProcessedImages(RawImages(self.val_images), self.processor)
+        return AugmentedImages(RawImages(self.images), config.data, config.augmentation, config.optimization.seed)
+
+    def set_up(self) -> None:
+        """Creates mixup and the teacher, and checks how many images a forward pass gets."""
+        config = self.config
         self._check_images_of_a_pass()
         self.mixup = self._create_mixup() if config.augmentation.mixes else None
         self.teacher = None
         if config.objective.teacher is not None:
+            data = config.data
             teacher = Teacher(config.objective.teacher, self.images.id2label, data.image_mean, data.image_std)
             self.teacher = teacher.to(self.accelerator.device)
-        return AugmentedImages(RawImages(self.images), config.data, config.augmentation, config.optimization.seed)
-
-    def _check_images_of_a_pass(self) -> None:
-        optimization, augmentation = self.config.optimization, self.config.augmentation
-        parts = optimization.gradient_accumulation_steps * self.accelerator.num_processes
-        images = optimization.batch_size // parts
-        given = f"batch_size {optimization.batch_size} over {parts} parts gives {images}."
-        if augmentation.mixes and images % 2:
-            raise ValueError(f"mixup and cutmix need an even number of images in each forward pass; {given}")
-        if images < 2:
-            raise ValueError(f"BatchNorm needs at least two images in each forward pass; {given}")
-
-    def _create_mixup(self):
-        from timm.data import Mixup
-
-        augmentation = self.config.augmentation
-        return Mixup(
-            mixup_alpha=augmentation.mixup,
-            cutmix_alpha=augmentation.cutmix,
-            label_smoothing=self.config.objective.label_smoothing,
-            num_classes=self.images.num_classes,
-        )
 
     def create_network(self) -> EMOv2ForImageClassification:
         config = self.config
@@ -91,13 +87,13 @@ class ClassificationTrainer(Trainer):
         network.gradient_checkpointing_enable()
 
     def parameter_groups(self, network: nn.Module) -> list:
-        """Matrices and kernels with weight decay, everything of one dimension without, as timm has it."""
+        """As in timm: matrices and kernels with weight decay, everything of one dimension without."""
         from timm.optim import param_groups_weight_decay
 
         return param_groups_weight_decay(network, self.config.optimization.weight_decay)
 
     def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """One side in pixels for all images of a step, if there are several."""
+        """With `multi_scale`, the side in pixels that all images of a step are resized to."""
         sides = torch.tensor(self.config.augmentation.multi_scale, device=generator.device)
         if not len(sides):
             return {}
@@ -107,22 +103,25 @@ class ClassificationTrainer(Trainer):
     def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
         images, targets = batch
         objective, smoothing = self.config.objective, self.config.objective.label_smoothing
+        # Change the batch as a whole: one size for all, mixed pairs.
         if "side" in draws:
             images = F.interpolate(images, int(draws["side"][0]), mode="bicubic", antialias=True)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
             smoothing = 0.0  # mixed targets are smooth already
+        # Cross-entropy with the labels.
         logits = self.network(images).logits
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         if self.teacher is None:
             return loss
+        # Distillation: be like the teacher on the same images.
         with self.accelerator.autocast():
             teacher_logits = self.teacher(images)
         likeness = soft_distillation_loss(logits, teacher_logits, objective.distillation_temperature)
         return loss + objective.distillation_weight * likeness
 
-    def after_step(self, step: int) -> None:
-        """Measures the moving average, if it is due and was not done before an interruption."""
+    def look(self, step: int) -> None:
+        """Measures the moving average if that is due and was not done before an interruption."""
         every = self.config.run.eval_every
         is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
         if not is_due or any(row["step"] == step for row in read_accuracies(self.folder.path)):
@@ -134,18 +133,6 @@ class ClassificationTrainer(Trainer):
             add_accuracy(self.folder.path, step, accuracy.top1, accuracy.top5)
             self.plot()
         self.accelerator.wait_for_everyone()
-
-    def measure(self) -> Accuracy:
-        """The moving average on the validation images. Every process must call it."""
-        network = self.average_network()
-        batch_size, workers = self.config.run.eval_batch_size, self.config.data.num_workers
-        return measure_accuracy(lambda x: network(x).logits, self.val_samples, self.accelerator, batch_size, workers)
-
-    def plot(self) -> None:
-        name = self.folder.path.name
-        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_accuracies(self.folder.path)})
-        if self.rows:
-            save_loss_curves(self.folder.path / "loss.png", {name: self.rows})
 
     def finish(self) -> None:
         """Writes the moving average as a model folder, the curves and results.json."""
@@ -173,3 +160,37 @@ class ClassificationTrainer(Trainer):
         print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
         if self.config.run.push_to_hub is not None:
             upload(model_folder, self.config.run.push_to_hub)
+
+    def measure(self) -> Accuracy:
+        """The accuracy of the moving average on the validation images. Every process must call it."""
+        network = self.average_network()
+        batch_size, workers = self.config.run.eval_batch_size, self.config.data.num_workers
+        return measure_accuracy(lambda x: network(x).logits, self.val_samples, self.accelerator, batch_size, workers)
+
+    def plot(self) -> None:
+        """Writes accuracy.png and loss.png."""
+        name = self.folder.path.name
+        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_accuracies(self.folder.path)})
+        if self.rows:
+            save_loss_curves(self.folder.path / "loss.png", {name: self.rows})
+
+    def _check_images_of_a_pass(self) -> None:
+        optimization, augmentation = self.config.optimization, self.config.augmentation
+        parts = optimization.gradient_accumulation_steps * self.accelerator.num_processes
+        images = optimization.batch_size // parts
+        given = f"batch_size {optimization.batch_size} over {parts} parts gives {images}."
+        if augmentation.mixes and images % 2:
+            raise ValueError(f"mixup and cutmix need an even number of images in each forward pass; {given}")
+        if images < 2:
+            raise ValueError(f"BatchNorm needs at least two images in each forward pass; {given}")
+
+    def _create_mixup(self):
+        from timm.data import Mixup
+
+        augmentation = self.config.augmentation
+        return Mixup(
+            mixup_alpha=augmentation.mixup,
+            cutmix_alpha=augmentation.cutmix,
+            label_smoothing=self.config.objective.label_smoothing,
+            num_classes=self.images.num_classes,
+        )

@@ -1,4 +1,4 @@
-"""Objective, network and pipeline of a config."""
+"""Creates the objective, the network and the pipeline that a config describes."""
 
 from demo_diffusion import DEMOPipeline, create_transformer
 from demo_diffusion.models import ClassConditionalTransformer
@@ -12,7 +12,15 @@ from .data import DiffusionData
 def create_network(
     config: ModelConfig, objective: DDPMObjective | FlowObjective, in_channels: int, sample_size: int, num_classes: int
 ) -> ClassConditionalTransformer:
-    """Raises a ValueError if the config does not fit the data or the objective."""
+    """The network, with new weights.
+
+    Args:
+        in_channels, sample_size: x0 has shape (in_channels, sample_size, sample_size).
+        num_classes: number of classes, without the null class.
+
+    Raises:
+        ValueError: if the config does not fit the data or the objective.
+    """
     settings = {
         "in_channels": in_channels,
         "out_channels": objective.out_channels(in_channels),
@@ -30,6 +38,7 @@ def create_pipeline(
     objective: DDPMObjective | FlowObjective,
     network: ClassConditionalTransformer,
 ) -> DEMOPipeline:
+    """A pipeline around a trained network, with the config's sampler and the data's autoencoder and labels."""
     sampler = create_sampler(objective.scheduler(), config.run.sampler)
     return DEMOPipeline(network, sampler, data.vae, data.id2label, **data.pipeline_statistics)
 

@@ -1,4 +1,4 @@
-"""What a diffusion network is trained on: pixels, latents made on the fly, or cached latents, behind one interface."""
+"""What a diffusion network learns: pixels, latents made on the fly, or cached latents, behind one interface."""
 
 from dataclasses import dataclass, field
 
@@ -23,17 +23,17 @@ from .config import DiffusionDataConfig
 
 @dataclass
 class DiffusionData:
-    """Samples and the way from a sample to x0.
+    """A dataset of samples, and how a sample becomes x0.
 
     Attributes:
-        dataset, vae_name: where the images and the autoencoder come from; vae_name None: x0 is pixels.
+        dataset, vae_name: where images and autoencoder come from; vae_name None: x0 is pixels.
         samples: dataset of (image in [−1, 1] or moments of a posterior, class id), whose keys are (index, epoch).
-        channels, side: shape of x0.
+        channels, side: x0 has shape (channels, side, side).
         id2label: {class id: name}.
-        vae: autoencoder of the latents; None: x0 is pixels.
-        normalization: of the latents; None for pixels.
+        vae: autoencoder that makes the latents; None: x0 is pixels.
+        normalization: how latents are normalised; None: x0 is pixels.
         pipeline_statistics: `latents_mean` and `latents_std`, if they are not the autoencoder's own.
-        images: the images themselves; None if latents are read from a cache.
+        images: the images; None if latents come from a cache.
     """
 
     dataset: str
@@ -52,18 +52,27 @@ class DiffusionData:
         return len(self.id2label)
 
     def x0(self, batch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Pixels, or normalised latents drawn from their posterior with standard normal `noise` (B, C, side, side)."""
+        """x0 (B, channels, side, side) of a batch of samples: pixels, or normalised latents.
+
+        Args:
+            batch: images (B, image channels, H, W) or moments (B, M, side, side).
+            noise: standard normal (B, channels, side, side), which draws latents from their posterior.
+        """
         if self.normalization is None:
             return batch
         moments = batch if self.images is None else encode_moments(self.vae, batch)
         return self.normalization.apply(draw_latents(moments, noise))
 
 
-def open_data(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
-    """Opens the images, the autoencoder and the cache of a config.
+def open_training_data(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
+    """Opens the images and the autoencoder of a config, or its latent cache.
+
+    Args:
+        seed: seed of the random flips.
+        device: device of the autoencoder.
 
     Raises:
-        ValueError: if one of them cannot be read or they do not fit together.
+        ValueError: if one of them cannot be read, or they do not fit together.
     """
     return _from_cache(config, seed, device) if config.latents is not None else _from_images(config, seed, device)
 
@@ -98,7 +107,7 @@ def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) ->
 
 
 class Flipped(Dataset):
-    """Images and class ids; half of the images, others in every epoch, are mirrored."""
+    """Images and class ids, with keys (index, epoch); `random_flip` mirrors a new half of the images in every epoch."""
 
     def __init__(self, dataset: Dataset, random_flip: bool, seed: int):
         self.dataset, self.random_flip, self.seed = dataset, random_flip, seed
@@ -116,7 +125,7 @@ class Flipped(Dataset):
 
 
 class FlippedLatents(Flipped):
-    """The same of cached latents: the mirrored images' own latents."""
+    """The same for cached latents, which hold the latents of the mirrored images too."""
 
     def read(self, index: int, flipped: bool) -> tuple[torch.Tensor, int]:
         return self.dataset[index, flipped]

@@ -1,7 +1,5 @@
 """Trains D-EMO, DiT or SiT."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -19,17 +17,28 @@ from demo_diffusion.train.engine.trainer import Trainer
 
 from .build import create_network, create_objective, create_pipeline
 from .config import DiffusionTrainingConfig
-from .data import open_data
+from .data import DiffusionData, open_training_data
 from .model_card import write_model_card
 from .official_losses import official_losses
 from .sample_grid import sample_grid
 from .scoring import Scoring
 
-PLOT_EVERY = 2000  # steps; the authors' losses are means over as many
+PLOT_EVERY = 2000  # steps, as in the authors' curves, whose losses are means over 2,000 steps
 
 
 class DiffusionTrainer(Trainer):
-    """Trains D-EMO, DiT or SiT and leaves a pipeline folder."""
+    """Trains D-EMO, DiT or SiT and leaves a pipeline folder.
+
+    Attributes:
+        data: what the network learns, as `DiffusionData`.
+        objective: what it predicts.
+        scoring: scores samples while training; None: no scores.
+
+    Raises:
+        ValueError: if a package, the hub, data or an option does not allow the run.
+    """
+
+    data: DiffusionData
 
     def __init__(self, config: DiffusionTrainingConfig):
         check_packages(config)
@@ -37,31 +46,29 @@ class DiffusionTrainer(Trainer):
             check_hub_access()
         super().__init__(config)
 
-    def open_data(self) -> Dataset:
-        config, device = self.config, self.accelerator.device
-        self.data = open_data(config.data, config.optimization.seed, device)
+    def load_data(self) -> Dataset:
+        config = self.config
+        self.data = open_training_data(config.data, config.optimization.seed, self.accelerator.device)
         self.accelerator.print(f"{len(self.data.samples):,} images of {self.data.num_classes:,} classes")
-        self.objective = create_objective(config.objective).to(device)
-        self.scoring = None
-        if config.run.eval_every:
-            self.scoring = Scoring(config.run, self.folder.path, device)
-        sampler = create_sampler(self.objective.scheduler(), config.run.sampler)
-        set_timesteps(sampler, config.run.num_inference_steps, device)  # raises now what a grid would find
         return self.data.samples
+
+    def set_up(self) -> None:
+        """Creates the objective and the scoring, and checks the sampler."""
+        run, device = self.config.run, self.accelerator.device
+        self.objective = create_objective(self.config.objective).to(device)
+        self.scoring = Scoring(run, self.folder.path, device) if run.eval_every else None
+        sampler = create_sampler(self.objective.scheduler(), run.sampler)
+        set_timesteps(sampler, run.num_inference_steps, device)  # raises now what a grid would raise later
 
     def create_network(self) -> ClassConditionalTransformer:
         data = self.data
         return create_network(self.config.model, self.objective, data.channels, data.side, data.num_classes)
 
-    def pipeline(self, decay: float | None = None) -> DEMOPipeline:
-        """A moving average of the weights, by default the first, as a pipeline. Every process must call it."""
-        return create_pipeline(self.config, self.data, self.objective, self.average_network(decay))
-
     def compile(self, network: ClassConditionalTransformer) -> None:
         network.compile_repeated_blocks(fullgraph=True)
 
     def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Noise of the posterior, dropped labels, timesteps and noise of one step."""
+        """Noise for the autoencoder's posterior, dropped labels, timesteps and noise of one step."""
         batch_size, device = self.config.optimization.batch_size, generator.device
         shape, draws = (batch_size, self.data.channels, self.data.side, self.data.side), {}
         if self.data.normalization is not None:
@@ -75,13 +82,16 @@ class DiffusionTrainer(Trainer):
     def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
         samples, labels = batch
         timesteps, noise = draws["timesteps"], draws["noise"]
+        # x0: pixels, or latents drawn from their posterior.
         x0 = self.data.x0(samples, draws.get("posterior_noise"))
+        # The null class replaces some labels, for classifier-free guidance.
         labels = labels.masked_fill(draws["label_is_dropped"], self.data.num_classes)
+        # The network sees x_t; the objective knows what it should have predicted.
         output = self.network(self.objective.add_noise(x0, noise, timesteps), timesteps, labels).sample
         return self.objective.losses(output, x0, noise, timesteps)["loss"].mean()
 
-    def after_step(self, step: int) -> None:
-        """A grid and a score of the moving average, if they are due."""
+    def look(self, step: int) -> None:
+        """Draws a loss curve, a grid of samples and a score, each if it is due."""
         if step > 0 and step % PLOT_EVERY == 0 and self.accelerator.is_main_process:
             self.plot_losses()
         every = self.config.run.sample_every
@@ -96,7 +106,7 @@ class DiffusionTrainer(Trainer):
             self.accelerator.log(self.scoring.score(pipeline, step), step=step)
 
     def finish(self) -> None:
-        """Writes a pipeline for each moving average, loss.png and samples.png, and says what the samples are like."""
+        """Writes a pipeline for each moving average, samples.png, loss.png and the accuracy of the samples' classes."""
         for decay in self.averages.decays[1:]:
             self._save_pipeline(self.pipeline(decay), f"pipeline_ema_{decay}")
         pipeline = self.pipeline()
@@ -105,15 +115,7 @@ class DiffusionTrainer(Trainer):
         run, folder = self.config.run, self.folder.path
         sample_grid(pipeline, run).save(folder / "samples.png")
         if run.knn_samples:
-            report = nearest_neighbor_report(
-                pipeline,
-                self.data.images.dataset,
-                run.knn_samples,
-                sorted({1.0, run.guidance_scale}),
-                run.num_inference_steps,
-            )
-            report.save(folder / "nearest_neighbor.json")
-            print(report)
+            self._measure_classes(pipeline)
         self.plot_losses()
         self._save_pipeline(pipeline, "pipeline")
         write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows, self.num_steps)
@@ -121,12 +123,12 @@ class DiffusionTrainer(Trainer):
         if run.push_to_hub is not None:
             upload(folder / "pipeline", run.push_to_hub)
 
-    def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
-        if self.accelerator.is_main_process:
-            write_whole(self.folder.path / name, pipeline.save_pretrained)
+    def pipeline(self, decay: float | None = None) -> DEMOPipeline:
+        """A pipeline with a moving average, by default the first. Every process must call it."""
+        return create_pipeline(self.config, self.data, self.objective, self.average_network(decay))
 
     def plot_losses(self) -> None:
-        """Writes loss.png: the losses so far and, if the authors trained this network so, theirs."""
+        """Writes loss.png: the losses so far, and the authors' own if they trained this network in this way."""
         last_step = self.rows[-1]["step"] if self.rows else 0
         official = official_losses(self.config, self.data.vae_name, self.data.num_classes, last_step)
         runs = {self.folder.path.name: self.rows}
@@ -134,21 +136,38 @@ class DiffusionTrainer(Trainer):
             runs["official D-EMO training, mean of 2,000 steps"] = official
         save_loss_curves(self.folder.path / "loss.png", runs)
 
-    def _grid_file(self, step: int) -> Path:
-        return self.folder.path / f"samples/step-{step:09d}.png"
+    def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
+        if self.accelerator.is_main_process:
+            write_whole(self.folder.path / name, pipeline.save_pretrained)
 
     def _save_grid(self, pipeline: DEMOPipeline, step: int) -> None:
         if self.accelerator.is_main_process:
-            grid = sample_grid(pipeline, self.config.run)
-            self._grid_file(step).parent.mkdir(exist_ok=True)
-            grid.save(self._grid_file(step))
+            grid, file = sample_grid(pipeline, self.config.run), self.folder.path / f"samples/step-{step:09d}.png"
+            file.parent.mkdir(exist_ok=True)
+            grid.save(file)
             tensorboard = self.accelerator.get_tracker("tensorboard")
             tensorboard.log_images({"samples": np.array(grid)[None]}, step=step, dataformats="NHWC")
         self.accelerator.wait_for_everyone()
 
+    def _measure_classes(self, pipeline: DEMOPipeline) -> None:
+        run = self.config.run
+        report = nearest_neighbor_report(
+            pipeline,
+            self.data.images.dataset,
+            run.knn_samples,
+            sorted({1.0, run.guidance_scale}),
+            run.num_inference_steps,
+        )
+        report.save(self.folder.path / "nearest_neighbor.json")
+        print(report)
+
 
 def check_packages(config: DiffusionTrainingConfig) -> None:
-    """Raises a ValueError if a package that the run needs only later is missing."""
+    """Checks the packages that the run needs only later.
+
+    Raises:
+        ValueError: if one is missing.
+    """
     needed = ["matplotlib", "tensorboard"]
     if (config.data.dataset == "digits" and config.data.latents is None) or config.run.knn_samples:
         needed.append("sklearn")

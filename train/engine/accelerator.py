@@ -1,4 +1,4 @@
-"""The accelerator of a training, and what DeepSpeed must be told."""
+"""accelerate's `Accelerator` for a training, and its DeepSpeed config."""
 
 import torch
 from accelerate import Accelerator
@@ -8,14 +8,18 @@ from .config import OptimizationConfig
 
 
 def create_accelerator(config: OptimizationConfig, output_dir: str) -> Accelerator:
-    """Raises a ValueError if the machine has not what is asked for."""
+    """Creates the accelerator, with TensorBoard as its tracker.
+
+    Raises:
+        ValueError: if the machine does not support the requested settings.
+    """
     on_cpu = not torch.accelerator.is_available()
     if on_cpu and config.mixed_precision == "fp16":
         raise ValueError("mixed_precision is fp16, which needs a GPU; on a CPU use 'bf16' or 'no'.")
     if on_cpu and config.sync_batch_norm:
         raise ValueError("sync_batch_norm needs GPUs: PyTorch's SyncBatchNorm does not run on a CPU; leave it out.")
     return Accelerator(
-        cpu=on_cpu,  # without it, processes on CPUs would not find each other
+        cpu=on_cpu,  # without it, processes on CPUs do not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
@@ -30,8 +34,12 @@ AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 def configure_deepspeed(accelerator: Accelerator, samples_per_pass: int, mixed_precision: str) -> None:
     """Completes DeepSpeed's config before `prepare`; does nothing without DeepSpeed.
 
-    Weights stay in float32 under autocast, as everywhere else in this package: DeepSpeed's own "bf16" would round the
-    network's weights, and so the moving averages of them.
+    Weights stay in float32 under autocast, as everywhere else in this package. DeepSpeed's own "bf16" would round the
+    weights, and with them the moving averages.
+
+    Args:
+        samples_per_pass: samples of one forward pass on one process.
+        mixed_precision: "no", "bf16" or "fp16".
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return

@@ -1,4 +1,4 @@
-"""Which samples a process sees, and in which order: a pure function of seed, step and rank."""
+"""Which samples a process reads, and in which order: a pure function of seed, step and rank."""
 
 import signal
 from collections.abc import Iterator
@@ -12,10 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass
 class BatchOrder:
-    """Lists of (index, epoch), one for each forward pass of one process.
+    """Iterates over lists of (index, epoch), one list for each forward pass of one process.
 
-    The dataset is shuffled anew every epoch and read as one endless stream; a step takes the next `batch_size` samples,
-    whatever the number of processes and accumulation steps, so that a run continues where it stopped.
+    Each epoch is a new permutation of the dataset, and epochs follow each other as one endless stream. A step takes the
+    next `batch_size` samples for any number of processes and accumulation steps, so a run continues where it stopped.
+
+    Args:
+        num_samples: number of samples in the dataset.
+        batch_size: samples of a step, over all processes and accumulation steps.
+        accumulation_steps: forward passes of a process in a step.
+        rank: number of this process.
+        first_step, last_step: the steps to iterate over, without `last_step`.
 
     Raises:
         ValueError: if the batch cannot be divided equally.
@@ -44,7 +51,7 @@ class BatchOrder:
         return self.batch_size // (self.accumulation_steps * self.num_processes)
 
     def part(self, number: int) -> slice:
-        """Where this process's accumulation part stands in the whole batch of a step."""
+        """The slice of a step's batch that this process takes in its forward pass `number`."""
         start = (number * self.num_processes + self.rank) * self.part_size
         return slice(start, start + self.part_size)
 
@@ -67,13 +74,16 @@ def coin(seed: int, epoch: int, index: int) -> bool:
 
 
 def ignore_signals(worker: int) -> None:
-    """Leaves SIGTERM and Ctrl-C, which a whole process group gets, to the process that trains and needs samples."""
+    """Makes a worker ignore SIGTERM and Ctrl-C.
+
+    A whole process group gets them, but the process that trains still needs samples to finish its step.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader:
-    """Batches of `samples`, whose keys are (index, epoch), in the given order."""
+    """A loader for `samples`, whose keys are (index, epoch), in the given order."""
     return DataLoader(
         samples,
         batch_sampler=order,
@@ -85,9 +95,10 @@ def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader
 
 @contextmanager
 def reading(loader: DataLoader) -> Iterator[Iterator]:
-    """An iterator whose workers end with the context.
+    """An iterator over a loader, whose workers end with the context.
 
-    Kept alive by the traceback of an error they would keep Python from ending, because they ignore its SIGTERM.
+    Otherwise the traceback of an error keeps the workers alive, and Python waits for them forever, because they ignore
+    its SIGTERM.
     """
     iterator = iter(loader)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside, checked, renamed; the newest whole one is found; old ones are removed."""
+"""Checkpoints of a run: writes them to a temporary path, renames them, finds the newest whole one, removes old ones."""
 
 import json
 import os
@@ -20,13 +20,13 @@ MANIFEST = "checkpoint.json"
 
 @dataclass
 class Progress:
-    """What a run must remember beside its tensors.
+    """What a checkpoint holds beside tensors.
 
     Attributes:
-        step: optimizer steps done.
-        skipped_steps: of them, those without effect because loss or gradient was not finite.
-        skipped_in_a_row: those at the end.
-        recent_losses: of the finite steps since the last logged one.
+        step: number of optimizer steps done.
+        skipped_steps: how many of them had no effect, because their loss or gradient was not finite.
+        skipped_in_a_row: how many of the latest steps were skipped without a break.
+        recent_losses: losses of the finite steps since the last logged row.
     """
 
     step: int = 0
@@ -36,16 +36,16 @@ class Progress:
 
 
 class Checkpoints:
-    """The folders `step-N` under `folder`; the newest `keep` are kept."""
+    """The folders `step-N` in `folder`, of which the newest `keep` are kept."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; a damaged one is passed over with a warning.
+        """The newest whole checkpoint, or None without any; skips damaged checkpoints with a warning.
 
         Raises:
-            ValueError: if there are checkpoints, but no whole one.
+            ValueError: if all checkpoints are damaged.
         """
         found = self._all()
         for checkpoint in reversed(found):
@@ -61,10 +61,10 @@ class Checkpoints:
         return None
 
     def of_step(self, step: int) -> Path:
-        """The whole checkpoint of a step.
+        """The checkpoint of a step.
 
         Raises:
-            ValueError: if it is not kept, or damaged.
+            ValueError: if it was not kept or is damaged.
         """
         checkpoint = self.folder / f"step-{step:09d}"
         if checkpoint not in (found := self._all()):
@@ -75,7 +75,11 @@ class Checkpoints:
         return checkpoint
 
     def check_sharding(self, accelerator: Accelerator) -> None:
-        """Raises a ValueError if the newest checkpoint is divided among processes as it cannot be read here."""
+        """Checks that this launch can read the newest checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint was divided among processes in another way.
+        """
         checkpoint, here = self.latest(), sharding_of(accelerator)
         if checkpoint is not None and (saved := read_manifest(checkpoint)["sharding"]) != here:
             raise ValueError(
@@ -84,12 +88,12 @@ class Checkpoints:
             )
 
     def save(self, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
-        """Writes everything that a resumed run needs, then gives it its name, then removes old ones.
+        """Writes everything that a resumed run needs to a temporary path, renames it, then removes old checkpoints.
 
         Every process must call it.
 
         Raises:
-            OSError: if it cannot be written; the checkpoints before it are whole.
+            OSError: if it cannot be written. Earlier checkpoints stay whole.
         """
         target = self.folder / f"step-{progress.step:09d}"
         partial = target.with_suffix(".partial")
@@ -113,7 +117,7 @@ class Checkpoints:
         accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path, accelerator: Accelerator, averages: MovingAverages) -> Progress:
-        """Restores a whole checkpoint, on any number of processes.
+        """Restores a checkpoint, on any number of processes.
 
         accelerate reads the optimizer's file with `torch.load(weights_only=True)`; weights are safetensors.
         """
@@ -144,7 +148,7 @@ class Checkpoints:
                 _flush(path)
 
     def _remove_old(self, newest: Path) -> None:
-        """Removes partial folders, damaged checkpoints of later steps, and of the others all but the newest `keep`."""
+        """Removes unfinished folders, damaged checkpoints of later steps, and all others but the newest `keep`."""
         for partial in self.folder.glob("step-*.partial"):
             shutil.rmtree(partial)
         before = [path for path in self._all() if path < newest]
@@ -154,7 +158,7 @@ class Checkpoints:
 
 
 def average_file(decay: float) -> str:
-    """The name of a moving average's file in a checkpoint."""
+    """File name of a moving average in a checkpoint."""
     return f"ema_{decay}.safetensors"
 
 
@@ -167,14 +171,14 @@ def progress_of(checkpoint: Path) -> Progress:
 
 
 def sharding_of(accelerator: Accelerator) -> str:
-    """How weights and optimizer are divided, as far as checkpoints differ by it."""
+    """How weights and optimizer are divided among processes; checkpoints of one kind do not load as another."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"by DeepSpeed on {accelerator.num_processes} processes"
     return "by FSDP" if accelerator.distributed_type == DistributedType.FSDP else "whole"
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, by the sizes of its files; None if nothing."""
+    """What is wrong with a checkpoint by the sizes of its files, as a text; None if nothing."""
     try:
         sizes = read_manifest(checkpoint)["bytes"]
     except (OSError, ValueError, KeyError) as error:
@@ -193,7 +197,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Has the disk hold a file or folder before it is relied on, so that a loss of power cannot undo it."""
+    """Forces a file or folder to the disk, so that a loss of power cannot undo it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: undone and diagnosed."""
+"""Undoes and diagnoses a step whose loss or gradient is not finite."""
 
 import torch
 from torch import nn
@@ -8,7 +8,10 @@ MAX_LISTED = 5
 
 
 class RunningStatistics:
-    """BatchNorm's buffers of a network, which a forward pass changes before anyone knows whether it is finite."""
+    """The BatchNorm buffers of a network.
+
+    A forward pass changes them before anyone knows whether its loss is finite, so a skipped step must restore them.
+    """
 
     def __init__(self, network: nn.Module):
         norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -16,14 +19,16 @@ class RunningStatistics:
         self.floating = [buffer for buffer in self.buffers if buffer.is_floating_point()]
 
     def copy(self) -> list[torch.Tensor]:
+        """Copies to restore later."""
         return [buffer.clone() for buffer in self.buffers]
 
     def restore(self, saved: list[torch.Tensor]) -> None:
+        """Writes copies back, in place."""
         for buffer, value in zip(self.buffers, saved, strict=True):
             buffer.copy_(value)
 
     def average_over_processes(self) -> None:
-        """Replaces each process's statistics by their mean, in one message. Every process must call it."""
+        """Replaces the statistics by their mean over processes, with one all-reduce. Every process must call it."""
         if not self.floating:
             return
         message = torch.cat([buffer.flatten() for buffer in self.floating])
@@ -34,7 +39,7 @@ class RunningStatistics:
 
 
 def diagnosis(network: nn.Module, losses: list[float], gradient_norm: float, learning_rate: float) -> str:
-    """Says where numbers are not finite: loss, gradients (the first parameters by name), weights."""
+    """A sentence that says which numbers are not finite: losses, gradients or weights (the first few by name)."""
     bad_gradients = [n for n, p in network.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
     bad_weights = [n for n, p in network.named_parameters() if not _is_finite(p)]
     return (

@@ -1,4 +1,4 @@
-"""The hub: whether it can be written to, and the upload of a result."""
+"""Uploads a result to the Hugging Face hub, after a check at the start that this will work."""
 
 from pathlib import Path
 
@@ -6,10 +6,14 @@ from huggingface_hub import HfApi
 
 
 def check_hub_access() -> None:
-    """Raises a ValueError if a later upload would fail for want of a token or of the internet."""
+    """Checks that a later upload can work.
+
+    Raises:
+        ValueError: without a token or network access.
+    """
     try:
         HfApi().whoami()
-    except Exception as error:  # of the hub, of its HTTP library, or of the system
+    except Exception as error:  # the hub, its HTTP library and the system raise different ones
         raise ValueError(
             f"push_to_hub needs the hub, which does not answer: {error} Log in with `hf auth login`, or leave "
             "push_to_hub out and upload later."
@@ -17,10 +21,10 @@ def check_hub_access() -> None:
 
 
 def upload(folder: Path, repo_id: str) -> None:
-    """Uploads a folder as a model; what is on the disk stays, whatever happens.
+    """Uploads a folder as a model, and leaves the folder as it is.
 
     Raises:
-        OSError: if it cannot be uploaded.
+        OSError: if the upload fails.
     """
     try:
         api = HfApi()

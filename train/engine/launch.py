@@ -10,20 +10,21 @@ from .trainer import Trainer
 
 
 def run_training(create_trainer: Callable[[], Trainer]) -> None:
-    """Builds and runs a trainer as a command: mistakes of its user end in one line, a SIGTERM with a checkpoint."""
+    """Creates and runs a trainer: a user's mistake ends in one line, a SIGTERM in a checkpoint.
+
+    Raises:
+        SystemExit: with one line, if the trainer cannot be created, is interrupted, or meets data, a disk or numbers
+            that it cannot work with.
+    """
     with StopRequest() as stop_request:
         try:
             trainer = create_trainer()
         except ValueError as error:
             sys.exit(f"error: {error}")
-        _run(trainer, stop_request)
-
-
-def _run(trainer: Trainer, stop_request: StopRequest) -> None:
-    try:
-        trainer.run(stop_request)
-    except KeyboardInterrupt:
-        kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
-        sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
-    except (OSError, FloatingPointError, ImageError) as error:
-        sys.exit(f"error: {error}")
+        try:
+            trainer.run(stop_request)
+        except KeyboardInterrupt:
+            kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
+            sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
+        except (OSError, FloatingPointError, ImageError) as error:
+            sys.exit(f"error: {error}")

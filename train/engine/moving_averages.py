@@ -8,14 +8,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class MovingAverages:
-    """One average of the whole state dict for each decay; the averages start at the network's own values.
+    """One average of the state dict for each decay, starting at the network's own values.
 
-    BatchNorm's running statistics are part of what is sampled from, so buffers are averaged as weights are. Whole
-    numbers (BatchNorm's counter) are copied. Parameters that FSDP2 has sharded are averaged shard by shard.
+    Buffers are averaged like weights, because sampling needs BatchNorm's running statistics too. Integers (BatchNorm's
+    counter) are copied. Parameters that FSDP2 has sharded are averaged shard by shard.
 
     Args:
-        network: after it was sharded or moved to its device.
-        decays: the first is that of the average that is sampled from.
+        network: already on its device and sharded.
+        decays: decays in [0, 1). The run samples from the average with the first one.
     """
 
     def __init__(self, network: nn.Module, decays: Sequence[float]):
@@ -37,15 +37,15 @@ class MovingAverages:
                 state[name].copy_(current[name])
 
     def full_state(self, decay: float) -> dict[str, torch.Tensor]:
-        """The average as whole tensors. Every process must call it."""
+        """The average with this decay, as unsharded tensors. Every process must call it."""
         return {name: whole(value) for name, value in self.states[decay].items()}
 
     @torch.no_grad()
     def load(self, decay: float, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores an average from whole tensors.
+        """Restores an average from unsharded tensors.
 
         Raises:
-            ValueError: if names differ.
+            ValueError: if the names differ.
         """
         if state.keys() != self.states[decay].keys():
             raise ValueError(f"These are other tensors: {sorted(state.keys() ^ self.states[decay].keys())[:10]}.")
@@ -57,7 +57,7 @@ class MovingAverages:
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor without sharding. Every process must call it."""
+    """The unsharded tensor. Every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -66,5 +66,5 @@ def _local(value: torch.Tensor) -> torch.Tensor:
 
 
 def _at_least_float32(value: torch.Tensor) -> torch.Tensor:
-    """In half precision an average would not move: 1 − decay is below its resolution."""
+    """In half precision an average would not move, because 1 − decay is below its resolution."""
     return value.float() if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what is in it."""
+"""The folder of a run: which settings it belongs to, and its files."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from demo_diffusion.records.provenance import provenance
 
 from .checkpoints import Checkpoints, step_of
 
-# Fields that may change between the parts of one run; num_steps only where the learning rate does not depend on it.
+# A resumed run may change these fields; num_steps only if the learning rate does not depend on it.
 FREE_FIELDS = {
     "num_steps",
     "gradient_accumulation_steps",
@@ -21,11 +21,11 @@ FREE_FIELDS = {
     "num_workers",
     "max_skipped_steps",
 }
-RESULTS = ("pipeline", "model")  # what a finished run of any training leaves, one of them
+RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
 
 class RunFolder:
-    """Files of one run under `path`: config.yaml, run.json, checkpoints/ and its result."""
+    """Files of one run in `path`: config.yaml, run.json, checkpoints/ and its result."""
 
     def __init__(self, path: str | Path, keep_checkpoints: int = 2):
         self.path = Path(path)
@@ -33,7 +33,11 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
 
     def check(self, config: object) -> None:
-        """Raises a ValueError if the folder cannot be written or holds a run that this one cannot continue."""
+        """Checks that this run may start or continue in the folder.
+
+        Raises:
+            ValueError: if the folder cannot be written, or holds a run that this one cannot continue.
+        """
         check_output_folder(self.path)
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
@@ -54,7 +58,7 @@ class RunFolder:
             )
 
     def start(self, config: object, accelerator: Accelerator, first_step: int) -> None:
-        """Writes the resolved config and, for each part of a resumed run, what makes it."""
+        """Writes the resolved config, and adds command, machine and versions of this part of the run to run.json."""
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         write_text(self.config_file, to_yaml(config))
@@ -64,14 +68,14 @@ class RunFolder:
 
 
 def changed_settings(saved: dict, config: object) -> list[str]:
-    """Differences that make it another run, as texts."""
+    """The differences that make `config` another run than the saved one, as texts."""
     changed = []
     depends_on_length = config.optimization.lr_schedule in ("linear", "cosine")
     for section, settings in vars(config).items():
         if section == "run":
             continue
         for name, value in vars(settings).items():
-            # A run of an older version lacks newer fields, whose defaults are what it did.
+            # A run of an older version lacks newer fields; their defaults are what it did.
             before = saved.get(section, {}).get(name, getattr(type(settings)(), name))
             is_free = name in FREE_FIELDS and not (name == "num_steps" and depends_on_length)
             if not is_free and before != value:

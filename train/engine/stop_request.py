@@ -1,11 +1,15 @@
-"""SIGTERM, a cluster's notice of preemption."""
+"""Notices SIGTERM, by which a cluster announces preemption."""
 
 import signal
 from types import FrameType
 
 
 class StopRequest:
-    """Remembers a SIGTERM, a cluster's notice of preemption, while it is a context; nothing is interrupted by it."""
+    """Context manager that remembers a SIGTERM instead of ending the process.
+
+    Attributes:
+        is_set: whether one has come.
+    """
 
     def __init__(self):
         self.is_set = False

@@ -1,10 +1,9 @@
-"""The training loop: what is common to every training of this package."""
+"""The training loop, which every training of this package shares."""
 
 import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -30,35 +29,46 @@ from .stop_request import StopRequest
 class Trainer(ABC):
     """One run, from its newest checkpoint to its last step.
 
-    Everything random is a function of the seed, the step and the place in the batch (in layers such as drop path: the
-    process and accumulation step), so that a run that was stopped anywhere goes on as if it had not been: bit by bit on
-    the CPU with as many processes.
+    A family of tasks writes a subclass that answers four questions, each with one method: `load_data` (which data),
+    `create_network` (which network), `loss` (what loss) and `finish` (what a run leaves). It may also override
+    `set_up`, `draw`, `look`, `compile`, `checkpoint_activations` and `parameter_groups`. `run` is the loop.
 
-    A subclass opens the data, creates the network, and says what the loss is and what a run leaves.
+    Everything random is a function of the seed, the step and the place in the batch; in layers such as drop path it is
+    a function of the process and the accumulation step too. A run that stopped anywhere therefore continues as if it
+    had not: bit by bit on the CPU with the same number of processes.
+
+    Args:
+        config: dataclass with the sections `data` (a `DataConfig`), `optimization` (an `OptimizationConfig`) and `run`
+            (a `RunConfig`), and whatever else the subclass reads.
 
     Attributes:
-        samples: dataset whose keys are (index, epoch).
-        network: what is trained, as accelerate prepared it; `plain_network` is the same without what it wraps around.
+        accelerator: accelerate's view of device and processes.
+        folder: the run's folder, `folder.path`.
+        samples: what `load_data` returned.
+        network: the network as accelerate prepared it; `plain_network` is the same without the wrappers.
         averages: moving averages of the network.
-        rows: the logged losses.
+        rows: logged losses; `run` sets them.
+        progress, order, iterator: steps done, order of the batches, and the batches themselves; `run` sets them.
 
     Raises:
         ValueError: if the config does not fit the data, the machine or an earlier run in its folder.
     """
 
-    samples: Dataset
-
     def __init__(self, config):
         self.config = config
         optimization = config.optimization
+
+        # The machine, the folder and the data: everything that a user may have got wrong comes first.
         self.accelerator = create_accelerator(optimization, config.run.output_dir)
-        self.folder, self.rows = RunFolder(config.run.output_dir, config.run.keep_checkpoints), []
+        self.folder = RunFolder(config.run.output_dir, config.run.keep_checkpoints)
         self.folder.check(config)
         self.folder.checkpoints.check_sharding(self.accelerator)
-        self.samples = self.open_data()
-        part_size = self.batch_order(first_step=0).part_size  # raises now what would else be found later
+        self.samples = self.load_data()
+        self.set_up()
+        part_size = self.batch_order(first_step=0).part_size  # raises now if the batch cannot be divided
 
-        set_seed(optimization.seed)  # what was opened may have drawn
+        # The network and its optimizer.
+        set_seed(optimization.seed)  # because loading the data may have drawn random numbers
         network = self.create_network().to(self.accelerator.device)
         self._average_network = copy.deepcopy(network).requires_grad_(False).eval()
         if optimization.sync_batch_norm:
@@ -76,6 +86,8 @@ class Trainer(ABC):
             num_warmup_steps=optimization.warmup_steps,
             num_training_steps=self.num_steps,
         )
+
+        # The same, divided among processes.
         configure_deepspeed(self.accelerator, part_size, optimization.mixed_precision)
         self.network, self.optimizer, self.lr_scheduler = self.accelerator.prepare(network, optimizer, lr_scheduler)
         self.plain_network = self.accelerator.unwrap_model(self.network)
@@ -83,43 +95,69 @@ class Trainer(ABC):
         self._statistics = RunningStatistics(self.plain_network)
 
     @abstractmethod
-    def open_data(self) -> Dataset:
-        """Opens everything that the run needs and returns the dataset, whose keys are (index, epoch).
+    def load_data(self) -> Dataset:
+        """Which data: returns a dataset whose keys are (index, epoch), for augmentations that change every epoch.
+
+        Its items are tuples of tensors or numbers; the default collation makes a batch of them.
+
+        Raises:
+            ValueError: if data are missing or do not fit the config.
+        """
+
+    @abstractmethod
+    def create_network(self) -> nn.Module:
+        """Which network: returns it with new weights, in training mode, on any device.
+
+        Raises:
+            ValueError: if the config does not fit the data.
+        """
+
+    @abstractmethod
+    def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What loss: returns the mean loss, a scalar, of one part of a batch.
+
+        Args:
+            batch: collated items of the dataset, on the device; the first dimension is the samples of this part.
+            draws: what `draw` returned, cut to the samples of this part.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """What a run leaves: writes its result to `folder.path / "pipeline"` or `"model"`. Every process calls it."""
+
+    def set_up(self) -> None:  # noqa: B027 (a family may do without)
+        """Creates what loss, looks and result need beside data and network, such as a teacher. Nothing by default.
+
+        The constructor calls it after `load_data` and before `create_network`.
 
         Raises:
             ValueError: if something is missing or does not fit.
         """
 
-    @abstractmethod
-    def create_network(self) -> nn.Module:
-        """The network, with new weights."""
-
-    @abstractmethod
-    def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The mean loss of one part of a batch, with that part of what `draw` drew."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Writes what a finished run leaves. Every process calls it."""
-
     def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Random tensors of one step for the whole batch, so that they do not depend on how it is divided."""
+        """Random tensors of one step for the whole batch (first dimension: batch_size). None by default.
+
+        They are drawn for the whole batch so that they do not depend on how it is divided.
+        """
         return {}
 
-    @abstractmethod
-    def after_step(self, step: int) -> None:
-        """What is looked at while the network is trained. Every process calls it."""
+    def look(self, step: int) -> None:  # noqa: B027 (a family may do without)
+        """Looks at the network after a step, by samples or scores that are due. Nothing by default.
+
+        It is called once more at the step where a run resumes, for what the interruption left out. Every process
+        calls it.
+        """
 
     def compile(self, network: nn.Module) -> None:
-        """Has torch.compile speed up the network, in place."""
+        """Compiles the network in place."""
         network.compile()
 
     def checkpoint_activations(self, network: nn.Module) -> None:
-        """Has the backward pass recompute activations instead of keeping them, in place."""
+        """Makes the backward pass recompute activations instead of keeping them, in place."""
         network.enable_gradient_checkpointing()
 
     def parameter_groups(self, network: nn.Module) -> list:
-        """What the optimizer is given."""
+        """Parameters, or groups of them, for the optimizer."""
         return [p for p in network.parameters() if p.requires_grad]
 
     @property
@@ -133,23 +171,82 @@ class Trainer(ABC):
         return self._average_network
 
     def run(self, stop_request: StopRequest) -> None:
-        """Trains to the last step and writes the results, or saves a checkpoint as soon as it shall stop."""
-        progress = self.resume()
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.folder.start(self.config, self.accelerator, progress.step)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
-        order = self.batch_order(progress.step)
-        with reading(batches(self.samples, order, self.config.data.num_workers)) as iterator:
-            stopped = self.train(iterator, order, progress, stop_request)
-        if stopped:
-            self.accelerator.print(
+        """Trains to the last step and writes the results, or saves a checkpoint when asked to stop."""
+        accelerator, optimization, run = self.accelerator, self.config.optimization, self.config.run
+
+        # Resume from the newest checkpoint, or start the folder.
+        self.progress = progress = self.resume()
+        self._start_records()
+        self.order = self.batch_order(progress.step)
+        loader = batches(self.samples, self.order, self.config.data.num_workers)
+        seconds, logged_step, is_stopped = 0.0, progress.step, False
+        is_quiet = not accelerator.is_main_process
+
+        with (
+            reading(loader) as self.iterator,  # before the bar, whose thread a worker must not inherit
+            tqdm(initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True, disable=is_quiet) as bar,
+        ):
+            # Look at what an interruption left out.
+            self.look(progress.step)
+            while progress.step < self.num_steps and not is_stopped:
+                # Draw what is random in this step, for the whole batch.
+                started, learning_rate = time.perf_counter(), self.lr_scheduler.get_last_lr()[0]
+                draws = self.draw(torch.Generator(accelerator.device).manual_seed(self._seed(progress.step)))
+
+                # Accumulate gradients over this process's parts of the batch.
+                statistics = self._statistics.copy()
+                loss = self.accumulate_gradients(draws)
+                norm = accelerator.clip_grad_norm_(self.network.parameters(), optimization.max_grad_norm or math.inf)
+
+                # Agree with the other processes on the loss, the norm and whether to stop.
+                loss, norm, stop = self._agree(loss, norm, stop_request.is_set)
+                is_finite = math.isfinite(loss) and math.isfinite(norm)
+
+                # Apply the step, or skip it if its loss or gradient is not finite.
+                overflows = accelerator.scaler is not None and not math.isfinite(norm)
+                if is_finite or overflows:  # fp16's scaler must see an overflow, to lower its scale; it skips the step
+                    self.optimizer.step()
+                self.lr_scheduler.step()
+                progress.step += 1
+                if is_finite:
+                    progress.skipped_in_a_row = 0
+                    progress.recent_losses.append(loss)
+                else:
+                    self._statistics.restore(statistics)
+                    self._count_skipped(norm)
+                self.optimizer.zero_grad()
+
+                # Average weights and BatchNorm's statistics.
+                if is_finite:
+                    if accelerator.num_processes > 1:
+                        self._statistics.average_over_processes()
+                    self.averages.update(self.plain_network)
+                seconds += time.perf_counter() - started
+                bar.update()
+
+                # Log the mean loss since the last row.
+                is_last = progress.step == self.num_steps
+                if progress.step % run.log_every == 0 or is_last:
+                    images = (progress.step - logged_step) * optimization.batch_size
+                    self._log(images / seconds, learning_rate, bar)
+                    seconds, logged_step = 0.0, progress.step
+
+                # Save a checkpoint, also when asked to stop.
+                if progress.step % run.checkpoint_every == 0 or is_last or stop:
+                    self._save()
+                is_stopped = stop and not is_last
+
+                # Look at the network.
+                if not is_stopped:
+                    self.look(progress.step)
+
+        if is_stopped:
+            accelerator.print(
                 f"SIGTERM: stopped after step {progress.step}, which is saved; the same command continues."
             )
         else:
             self.finish()
-        self.accelerator.end_training()
+        accelerator.end_training()
 
     def resume(self) -> Progress:
         """Restores the newest checkpoint, if there is one."""
@@ -163,99 +260,55 @@ class Trainer(ABC):
             self.accelerator.print(f"Continuing {self.folder.path} from step {progress.step}.")
         return progress
 
-    def train(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
-        """Trains until the last step or until it shall stop; returns whether it was stopped."""
-        self.rows = read_losses(self.folder.path, progress.step)
-        with tqdm(
-            initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process,
-        ) as bar:  # fmt: skip
-            self.after_step(progress.step)  # if it was interrupted
-            return self._train_steps(iterator, order, progress, stop_request, bar)
+    def _start_records(self) -> None:
+        """Opens config.yaml, run.json, the rows of loss.csv and TensorBoard's files at the step of `progress`."""
+        step = self.progress.step
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.folder.start(self.config, self.accelerator, step)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        self.rows = read_losses(self.folder.path, step)
 
-    def _train_steps(
-        self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest, bar: tqdm
-    ) -> bool:
-        run, batch_size = self.config.run, self.config.optimization.batch_size
-        last_log, logged_step, stop = time.perf_counter(), progress.step, False
-        while progress.step < self.num_steps and not stop:
-            learning_rate = self.lr_scheduler.get_last_lr()[0]
-            stop = self.train_step(iterator, order, progress, stop_request)
-            bar.update()
-            is_last = progress.step == self.num_steps
-            if progress.step % run.log_every == 0 or is_last:
-                seconds, last_log = time.perf_counter() - last_log, time.perf_counter()
-                images = (progress.step - logged_step) * batch_size
-                self._log(progress, images / seconds, learning_rate, bar)
-                logged_step = progress.step
-            paused = time.perf_counter()
-            if progress.step % run.checkpoint_every == 0 or is_last or stop:
-                self._save(progress)
-            if not stop:
-                self.after_step(progress.step)
-            last_log += time.perf_counter() - paused
-        return stop and progress.step < self.num_steps
-
-    def train_step(self, iterator: Iterator, order: BatchOrder, progress: Progress, stop_request: StopRequest) -> bool:
-        """One optimizer step, without effect if its loss or gradient is not finite; returns whether to stop."""
-        statistics = self._statistics.copy()
-        loss = self._accumulate(iterator, order, progress.step)
-        max_norm = self.config.optimization.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
-        loss, norm, stop = self._agree(loss, norm, stop_request.is_set)
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
-        overflows = self.accelerator.scaler is not None and not math.isfinite(norm)
-        if is_finite or overflows:  # of which the scaler of fp16 must know, to lower its scale; it skips the step
-            self.optimizer.step()
-        self.lr_scheduler.step()
-        progress.step += 1
-        if is_finite:
-            if self.accelerator.num_processes > 1:
-                self._statistics.average_over_processes()
-            self.averages.update(self.plain_network)
-            progress.skipped_in_a_row = 0
-            progress.recent_losses.append(loss)
-        else:
-            self._statistics.restore(statistics)
-            self._skip(progress, norm)
-        self.optimizer.zero_grad()
-        return stop
-
-    def _accumulate(self, iterator: Iterator, order: BatchOrder, step: int) -> torch.Tensor:
-        """Gradients of one step over all of this process's parts of the batch; returns their mean loss."""
-        device, parts = self.accelerator.device, order.accumulation_steps
-        draws = self.draw(torch.Generator(device).manual_seed(self._seed(step)))
+    def accumulate_gradients(self, draws: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Adds up the gradients of one step over this process's parts of the batch; returns their mean loss."""
+        device, parts = self.accelerator.device, self.order.accumulation_steps
         total = torch.zeros((), device=device)
         for number in range(parts):
-            batch = [x.to(device, non_blocking=True) for x in next(iterator)]
-            set_seed(self._seed(step, number, self.accelerator.process_index) % 2**32)  # of layers such as drop path
+            batch = [x.to(device, non_blocking=True) for x in next(self.iterator)]
+            part = {name: value[self.order.part(number)] for name, value in draws.items()}
+            layer_seed = self._seed(self.progress.step, number, self.accelerator.process_index)
+            set_seed(layer_seed % 2**32)  # for layers such as drop path
             self.accelerator.sync_gradients = number == parts - 1
-            synchronize = nullcontext() if self.accelerator.sync_gradients else self.accelerator.no_sync(self.network)
-            with synchronize:
-                loss = self.loss(batch, {name: value[order.part(number)] for name, value in draws.items()})
+            with nullcontext() if self.accelerator.sync_gradients else self.accelerator.no_sync(self.network):
+                loss = self.loss(batch, part)
                 self.accelerator.backward(loss)  # divides by the number of parts
             total += loss.detach() / parts
         return total
 
     def _agree(self, loss: torch.Tensor, norm: torch.Tensor | float, stop: bool) -> tuple[float, float, bool]:
-        """(mean loss, norm of the gradient, stop) as all processes shall see them, in one message."""
+        """(loss, norm of the gradient, stop): averaged over processes with one all-reduce; one asks to stop for all."""
         norm = whole(torch.as_tensor(norm)).to(loss)
         facts = torch.stack([loss, norm, torch.full_like(loss, stop)])
         loss, norm, stop = self.accelerator.reduce(facts, reduction="mean").tolist()
         return loss, norm, stop > 0
 
-    def _skip(self, progress: Progress, norm: float) -> None:
+    def _count_skipped(self, norm: float) -> None:
+        """Counts a skipped step. Too many in a row stop the run with a diagnosis."""
+        progress = self.progress
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= self.config.optimization.max_skipped_steps:
             learning_rate = self.lr_scheduler.get_last_lr()[0]
             losses = [row["loss"] for row in self.rows[-3:]] + progress.recent_losses[-3:]
-            self._stop(
+            self._fail(
                 f"Step {progress.step} is the last of {progress.skipped_in_a_row} in a row whose loss or gradient is "
                 f"not finite. {diagnosis(self.plain_network, losses, norm, learning_rate)}"
             )
 
-    def _log(self, progress: Progress, images_per_second: float, learning_rate: float, bar: tqdm) -> None:
+    def _log(self, images_per_second: float, learning_rate: float, bar: tqdm) -> None:
+        """Logs the mean of the recent losses, which begin anew; a window of skipped steps alone has no row."""
+        progress = self.progress
         facts = {"images_per_second": images_per_second, "skipped_steps": progress.skipped_steps}
         losses, progress.recent_losses = progress.recent_losses, []
         if losses:
@@ -264,19 +317,24 @@ class Trainer(ABC):
             bar.set_postfix(loss=f"{facts['loss']:.4f}", images_per_second=f"{images_per_second:.0f}")
         self.accelerator.log({**facts, "lr": learning_rate}, step=progress.step)
 
-    def _save(self, progress: Progress) -> None:
-        """A checkpoint replaces one before, so it must be usable."""
+    def _save(self) -> None:
+        """Saves a checkpoint. It replaces an older one, so weights that are not finite stop the run instead."""
+        step = self.progress.step
         if not whole(get_total_norm(self.plain_network.parameters())).isfinite():
-            self._stop(f"The weights are not finite at step {progress.step}; lower learning_rate or set max_grad_norm.")
+            self._fail(f"The weights are not finite at step {step}; lower learning_rate or set max_grad_norm.")
         if self.accelerator.is_main_process:
             write_losses(self.folder.path, self.rows)
-        self.folder.checkpoints.save(self.accelerator, self.averages, progress)
+        self.folder.checkpoints.save(self.accelerator, self.averages, self.progress)
 
-    def _stop(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         raise FloatingPointError(f"{reason} The checkpoints are in {self.folder.checkpoints.folder}.")
 
     def batch_order(self, first_step: int) -> BatchOrder:
-        """Raises a ValueError if the batch cannot be divided among processes and accumulation steps."""
+        """The order of the batches from a step on.
+
+        Raises:
+            ValueError: if the batch cannot be divided among processes and accumulation steps.
+        """
         optimization = self.config.optimization
         return BatchOrder(
             num_samples=len(self.samples),

@@ -1,0 +1,50 @@
+"""Each study runs on its smallest input."""
+
+import torch
+
+from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.eval.studies import latent_stores, loading, pipeline_overhead
+from demo_diffusion.train.cache_latents import main as cache_latents
+from tests.support.images import image_folder
+from tests.support.pipelines import tiny_vae
+
+
+def rows_of(table: str) -> dict[str, list[float]]:
+    """First column -> the numbers of the others, of a markdown table."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return {name: [float(value.split()[0].replace(",", "")) for value in values] for name, *values in rows[1:]}
+
+
+def test_loading(tmp_path, capsys, monkeypatch):
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    cache = {"dataset": image_folder(tmp_path / "images"), "vae": tmp_path / "vae", "out": tmp_path / "latents"}
+    cache_latents([f"--{name}={value}" for name, value in {**cache, "resolution": 32, "num_workers": 0}.items()])
+    capsys.readouterr()
+    monkeypatch.setattr(loading, "LOADED_BATCHES", 2)
+    loading.main([str(tmp_path / "latents"), "--batch_size=2", "--rounds=1"])
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == ["cached latents, loader", "images through the autoencoder", "training steps"]
+    assert all(rate > 0 for rate, _ in rows.values()) and rows["training steps"][1] == 1
+    table = LatentTable(tmp_path / "latents")
+    for read in (loading.read_latents, loading.encode_images):
+        x0 = read(table, 3)()
+        assert x0.shape == (3, 4, 16, 16) and x0.isfinite().all()
+
+
+def test_latent_stores(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        latent_stores.main([str(tmp_path / "stores"), "--images=2", "--shape", *"244", "--rounds=1", "--seconds=0.01"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == list(latent_stores.STORES) and all(min(rates) > 0 for rates in rows.values())
+
+
+def test_pipeline_overhead(capsys):
+    threads = torch.get_num_threads()
+    try:
+        pipeline_overhead.main(["--rounds=1"])
+    finally:
+        torch.set_num_threads(threads)
+    assert list(rows_of(capsys.readouterr().out)) == list(pipeline_overhead.samplers())
