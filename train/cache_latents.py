@@ -9,15 +9,14 @@ import sys
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
+from demo_diffusion.cli.options import OptionParser
 from demo_diffusion.train.latents.cache import LatentCache
 from demo_diffusion.train.latents.config import CacheConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser(CacheConfig, description=__doc__, allow_abbrev=False)
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    config = OptionParser(CacheConfig, description=__doc__).read(arguments)
     try:
         # On CPUs processes find each other only if it is said that there is no accelerator.
         LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()

@@ -179,9 +179,9 @@ def test_wrong_settings_are_named(ddpm):
         FlowObjective(direction_weight=-1)
     with pytest.raises(ValueError, match="'sample'; it must be one of"):
         DDPMObjective(prediction_type="sample")
-    with pytest.raises(ValueError, match="zero_terminal_snr needs prediction_type='v_prediction'"):
+    with pytest.raises(ValueError, match="zero_terminal_snr needs prediction_type 'v_prediction'"):
         DDPMObjective(zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="min_snr_gamma gives the timestep that sampling starts from no weight"):
+    with pytest.raises(ValueError, match="min_snr_gamma would give .* no weight, from which sampling starts"):
         DDPMObjective(prediction_type="v_prediction", zero_terminal_snr=True, min_snr_gamma=5)
     with pytest.raises(ValueError, match="min_snr_gamma is nan"):
         DDPMObjective(min_snr_gamma=math.nan)

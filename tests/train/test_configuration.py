@@ -75,6 +75,7 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--learning_rate", "nan"], "learning_rate is nan"),
         ("", ["--sample_every", "-1"], "sample_every is -1; it must be at least 0"),
         ("", ["--seed", "-1"], "seed is -1"),
+        ("", ["--attention_mode", "global"], "argument --attention_mode: invalid choice: 'global'"),
         ("", ["--objective", "ddpm", "--timestep_sampling", "logit_normal"], "needs objective 'flow'"),
         ("", ["--objective", "ddpm", "--direction_weight", "1"], "direction_weight 1.0 needs objective 'flow'"),
         ("", ["--objective", "flow", "--min_snr_gamma", "5"], "min_snr_gamma 5.0 needs objective 'ddpm'"),
