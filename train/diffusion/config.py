@@ -7,20 +7,20 @@ from typing import Literal
 
 from demo_diffusion.cli.arguments import merged_arguments
 from demo_diffusion.cli.config_file import read_config
-from demo_diffusion.cli.options import check_options, option, options_of, with_options
+from demo_diffusion.cli.options import check_options, option, with_options
 from demo_diffusion.data.images import DataConfig
 from demo_diffusion.models.presets import check_fields, network_classes, preset_of
 from demo_diffusion.objectives import OBJECTIVES, create_objective
 from demo_diffusion.pipelines.samplers import check_sampler, describe_samplers
 from demo_diffusion.train.engine.config import OptimizationConfig, RunConfig, check_common
 
-# Arguments of the networks that are no options of their own: the data decide the first three, the objective the last.
-DECIDED = ("sample_size", "in_channels", "num_classes", "out_channels")
+# The data decide the first three; the last means something else here.
+NO_OPTIONS = ("sample_size", "in_channels", "num_classes", "out_channels")
+NETWORK_ARGUMENTS = merged_arguments(network_classes(), without=NO_OPTIONS)
+OBJECTIVE_ARGUMENTS = merged_arguments(OBJECTIVES)
 
 
-@with_options(
-    [(each.name, each.type | None, option(None, each.help)) for each in merged_arguments(network_classes(), DECIDED)]
-)
+@with_options([(each.name, each.type | None, option(None, each.help)) for each in NETWORK_ARGUMENTS])
 class ModelConfig:
     """The network: a preset and what differs from it. None keeps the preset's value."""
 
@@ -46,7 +46,7 @@ class DiffusionDataConfig(DataConfig):
     )
 
 
-@with_options([(each.name, each.type, option(each.default, each.help)) for each in merged_arguments(OBJECTIVES)])
+@with_options([(each.name, each.type, option(each.default, each.help)) for each in OBJECTIVE_ARGUMENTS])
 class ObjectiveConfig:
     """What the network learns to predict: an objective and its arguments."""
 
@@ -57,9 +57,8 @@ class ObjectiveConfig:
 
     def settings(self) -> dict:
         """Arguments of the objective that differ from their defaults."""
-        values = {each.name: each.default for each in options_of(type(self))}
-        changed = {name: value for name, value in vars(self).items() if value != values[name]}
-        return {name: value for name, value in changed.items() if name not in ("objective", "label_dropout")}
+        values = {each.name: (getattr(self, each.name), each.default) for each in OBJECTIVE_ARGUMENTS}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
 
 @dataclass
