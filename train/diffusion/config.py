@@ -14,7 +14,7 @@ from demo_diffusion.objectives import OBJECTIVES, create_objective
 from demo_diffusion.pipelines.samplers import check_sampler, describe_samplers
 from demo_diffusion.train.engine.config import OptimizationConfig, RunConfig, check_common
 
-# The data decide the first three; the last means something else here.
+# Not made from the networks: the data decide the first three, and out_channels follows the objective where it is None.
 NO_OPTIONS = ("sample_size", "in_channels", "num_classes", "out_channels")
 NETWORK_ARGUMENTS = merged_arguments(network_classes(), without=NO_OPTIONS)
 OBJECTIVE_ARGUMENTS = merged_arguments(OBJECTIVES)
