@@ -16,8 +16,8 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
-from demo_diffusion.cli.options import option
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.features.extractors import full_precision
@@ -33,7 +33,7 @@ from demo_diffusion.records.provenance import provenance
 class ClassifyConfig:
     """One measurement."""
 
-    model: str = option("", "folder or hub id of a classifier, timm's models as timm/NAME")
+    model: str = option("", "folder or hub id of a classifier, timm's models as timm/NAME", required=True)
     dataset: str | None = option(None, "as in training: folder of class folders, .parquet file or hub id")
     npz: str | None = option(
         None, "samples in place of a dataset: arr_0 (N, H, W, 3) uint8, arr_1 class ids of the model"
@@ -41,24 +41,19 @@ class ClassifyConfig:
     split: str = option("validation", "split of the dataset")
     image_column: str | None = option(None, "column of the images; default: the only one of that type")
     label_column: str | None = option(None, "column of the class labels; default: the only one of that type")
-    resolution: int | None = option(None, "side of the centre crop in pixels; default: the image processor's")
-    crop_pct: float | None = option(None, "share of the shorter side that the crop keeps; default: the processor's")
-    batch_size: int = option(64, "images at once on a process")
-    num_workers: int = option(0, "processes that read images")
+    resolution: int | None = option(None, "side of the centre crop in pixels; default: the image processor's", least=1)
+    crop_pct: float | None = option(
+        None, "share of the shorter side that the crop keeps; default: the processor's", above=0, most=1
+    )
+    batch_size: int = option(64, "images at once on a process", least=1)
+    num_workers: int = option(0, "processes that read images", least=0)
     out: str | None = option(None, "JSON file to write")
 
     def check(self) -> None:
-        """Raises a ValueError if an option is missing or outside its range."""
-        if not self.model:
-            raise ValueError("--model is missing.")
+        """Raises ValueError if an option is missing or out of range."""
+        check_options(self, "--")
         if bool(self.dataset) == bool(self.npz):
             raise ValueError(f"Give exactly one of --dataset and --npz; got {self.dataset!r} and {self.npz!r}.")
-        for name, least in (("resolution", 1), ("batch_size", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; it must be at least {least}.")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise ValueError(f"--crop_pct is {self.crop_pct}; it must be in (0, 1].")
         if self.out is not None:
             check_output_file(Path(self.out))
 
@@ -103,7 +98,8 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
 
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    config, state = parse_options(ClassifyConfig, __doc__, arguments), PartialState(cpu=not torch.cuda.is_available())
+    config = OptionParser(ClassifyConfig, description=__doc__).read(arguments)
+    state = PartialState(cpu=not torch.cuda.is_available())
     results = classify(config, state)
     if state.is_main_process:
         print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))

@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 
-from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
-from demo_diffusion.cli.options import option
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference
 from demo_diffusion.eval.reports.results import Evaluation, format_metrics
 from demo_diffusion.eval.samples.generated import SamplingPlan, open_pipeline
 from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray, SampleFolder
+from demo_diffusion.pipelines.samplers import describe_samplers
 from demo_diffusion.records.hashes import file_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -27,44 +28,38 @@ from demo_diffusion.records.provenance import provenance
 class EvaluationConfig:
     """One evaluation. Exactly one of pipeline, images and npz."""
 
-    out: str = option("", "folder of this evaluation")
-    reference: str = option("", "statistics of real images, made by eval/reference.py")
+    out: str = option("", "folder of this evaluation", required=True)
+    reference: str = option("", "statistics of real images, made by eval/reference.py", required=True)
     pipeline: str | None = option(None, "pipeline folder or hub id to sample from")
     images: str | None = option(None, "folder of .png samples")
     npz: str | None = option(None, "samples in ADM's layout: arr_0 (N, H, W, 3) uint8, maybe arr_1 labels")
-    num_samples: int | None = option(None, "default: 50,000 from a pipeline, all there are otherwise")
-    sampler: str | None = option(
-        None, "ddpm, ddim, dpm_solver; flow: euler, heun, dpm_solver, dopri5, sde; default: its own"
-    )
-    num_inference_steps: int = option(250, "steps of the sampler")
+    num_samples: int | None = option(None, "default: 50,000 from a pipeline, all there are otherwise", least=2)
+    sampler: str | None = option(None, f"{describe_samplers()}; default: the pipeline's own")
+    num_inference_steps: int = option(250, "steps of the sampler", least=1)
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
     guidance_low: float = option(0.0, "guidance acts from this t on, 0 data …")
     guidance_high: float = option(1.0, "… to this, 1 noise")
     guidance_channels: int | None = option(None, "guide the first n channels; DiT's and SiT's published numbers: 3")
     labels: Literal["balanced", "random"] = option("balanced", "index mod classes, or drawn")
-    seed: int = option(0, "of noise and drawn labels")
+    seed: int = option(0, "of noise and drawn labels", least=0)
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the network and the autoencoder")
-    batch_size: int = option(50, "samples at once on a process")
-    shard_size: int = option(500, "samples in a file of features, the unit of resuming")
+    batch_size: int = option(50, "samples at once on a process", least=1)
+    shard_size: int = option(500, "samples in a file of features, the unit of resuming", least=1)
     extractor: str = option("inception", f"one of {', '.join(EXTRACTORS)}")
     inception_weights: str | None = option(None, "its state dict; default: torch-fidelity downloads it")
     imagenet_labels: bool = option(False, "the labels in --npz are ImageNet's 1,000 classes")
     export: bool = option(False, "write the samples as samples.npz, as ADM's evaluator takes them")
 
     def check(self) -> None:
-        """Raises ValueError if the options do not fit together."""
+        """Raises ValueError if an option is missing or out of range, or options do not fit together."""
         sources = {name: getattr(self, name) for name in ("pipeline", "images", "npz")}
         if sum(value is not None for value in sources.values()) != 1:
             raise ValueError(f"Give exactly one of --pipeline, --images and --npz; got {sources}.")
         if self.pipeline is None and (given := [name for name in SAMPLING if getattr(self, name) != DEFAULTS[name]]):
             raise ValueError(f"--{', --'.join(given)} is for sampling from a --pipeline; leave it out.")
-        for name in ("out", "reference"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing.")
-        least = {"num_samples": 2, "num_inference_steps": 1, "batch_size": 1, "shard_size": 1, "seed": 0}
-        for name, number in least.items():
-            if getattr(self, name) is not None and getattr(self, name) < number:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {number}.")
+        check_options(self, "--")
+        if self.extractor not in EXTRACTORS:
+            raise ValueError(f"--extractor is {self.extractor!r}; it must be one of {list(EXTRACTORS)}.")
 
 
 DEFAULTS = {each.name: each.default for each in dataclasses.fields(EvaluationConfig)}
@@ -112,7 +107,7 @@ def evaluate(config: EvaluationConfig) -> None:
 
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    evaluate(parse_options(EvaluationConfig, __doc__, arguments))
+    evaluate(OptionParser(EvaluationConfig, description=__doc__).read(arguments))
 
 
 if __name__ == "__main__":

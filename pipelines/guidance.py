@@ -8,6 +8,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.objectives import OBJECTIVES
 
 from .scheduler_fit import takes_learned_variance
 
@@ -37,7 +38,7 @@ class GuidedNetwork:
     the replay of a CUDA graph overwrites what the last replay gave, which solvers of several stages still need.
 
     Args:
-        objective: "ddpm" or "flow"; it says in which units the network takes its timestep.
+        objective: name of it; it says in which units the network takes its timestep.
         class_ids: (B,), on the device of the samples.
     """
 
@@ -49,7 +50,8 @@ class GuidedNetwork:
         class_ids: torch.Tensor,
         guidance: Guidance,
     ):
-        self.transformer, self.scheduler, self.objective, self.guidance = transformer, scheduler, objective, guidance
+        self.transformer, self.scheduler, self.guidance = transformer, scheduler, guidance
+        self.continuous_time = OBJECTIVES[objective].continuous_time
         config = transformer.config
         self.out_channels = config.out_channels if takes_learned_variance(scheduler) else config.in_channels
         self.guided_channels = slice(guidance.channels or config.in_channels)
@@ -68,7 +70,7 @@ class GuidedNetwork:
             latents = self.scheduler.scale_model_input(latents, timestep)
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         scale = self.guidance.scale_at(timestep.item() / num_train_timesteps)
-        if self.objective == "flow":
+        if self.continuous_time:
             timestep = timestep / num_train_timesteps
         if scale == 1:
             return self._evaluate(latents, timestep, self.class_ids)

@@ -39,7 +39,7 @@ class DEMOPipeline(DiffusionPipeline):
         scheduler: any diffusers scheduler that fits the objective; it is saved with the pipeline.
         vae: decoder of the latents; None: the network works on pixels in [−1, 1].
         id2label: names of the classes, {id: "name" or "name, synonym, …"}; saved with the pipeline.
-        objective: "ddpm" (the network predicts noise) or "flow" (velocity noise − x0); None: that of `scheduler`.
+        objective: name of what the network predicts, of `demo_diffusion.objectives.OBJECTIVES`; None: by `scheduler`.
         latents_mean, latents_std: what the latents were normalised with in training, one number a channel or one for
             all; saved with the pipeline. None: by the autoencoder's own config.
 

@@ -1,47 +1,33 @@
-"""Samplers by name, for configs and commands."""
+"""Samplers by name, for configs and commands; the objectives hold the list."""
 
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    SchedulerMixin,
-)
+from diffusers import SchedulerMixin
 
-from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
+from demo_diffusion.objectives import OBJECTIVES
 
 from .scheduler_fit import objective_of
 
-# Objective -> name -> (class, settings that it needs besides the objective's own); the first is the default.
-SAMPLERS = {
-    "ddpm": {
-        "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),  # the official one
-        "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # starts from the last timestep
-        "dpm_solver": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
-    },
-    "flow": {
-        "euler": (FlowMatchEulerDiscreteScheduler, {}),
-        "heun": (FlowMatchHeunDiscreteScheduler, {}),
-        "dpm_solver": (DPMSolverMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
-        "dopri5": (FlowMatchDopri5Scheduler, {}),
-        "sde": (FlowMatchSDEScheduler, {}),
-    },
-}
+
+def describe_samplers() -> str:
+    """The names of all samplers, for help texts."""
+    return "; ".join(f"{name}: {', '.join(objective.samplers)}" for name, objective in OBJECTIVES.items())
+
+
+def check_sampler(name: str | None, objective: str) -> None:
+    """Raises ValueError if the objective has no sampler of this name; None is its default."""
+    samplers = OBJECTIVES[objective].samplers
+    if name is not None and name not in samplers:
+        raise ValueError(f"sampler is {name!r}; for objective {objective!r} it must be one of {list(samplers)}.")
 
 
 def create_sampler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
     """The sampler `name` for networks that `scheduler` fits; None: `scheduler` itself.
 
     Raises:
-        ValueError: if there is no such sampler for their objective.
+        ValueError: if their objective has no such sampler.
     """
     if name is None:
         return scheduler
     objective = objective_of(scheduler)
-    if name not in SAMPLERS[objective]:
-        raise ValueError(
-            f"sampler is {name!r}; for objective {objective!r} it must be one of {list(SAMPLERS[objective])}."
-        )
-    scheduler_class, settings = SAMPLERS[objective][name]
+    check_sampler(name, objective)
+    scheduler_class, settings = OBJECTIVES[objective].samplers[name]
     return scheduler_class.from_config(scheduler.config, **settings)

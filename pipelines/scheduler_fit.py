@@ -14,36 +14,32 @@ from diffusers import (
     SchedulerMixin,
 )
 
-from demo_diffusion.objectives.ddpm import PREDICTION_TYPES
+from demo_diffusion.objectives import OBJECTIVES
 
-OBJECTIVES = {
-    "ddpm": "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler or another one with prediction_type='epsilon' "
-    "(or 'v_prediction')",
-    "flow": "FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, demo_diffusion's FlowMatchSDEScheduler "
-    "and FlowMatchDopri5Scheduler, or DPMSolverMultistepScheduler with prediction_type='flow_prediction', "
-    "use_flow_sigmas=True",
-}
 LEARNED_VARIANCE = ("learned", "learned_range")
-UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
+TELLING_SETTINGS = ("prediction_type", "invert_sigmas", "use_dynamic_shifting", "use_flow_sigmas")
 
 
 def objective_of(scheduler: SchedulerMixin) -> str:
-    """ "ddpm" if the scheduler integrates a prediction of noise (or v) from noise to data, "flow" if a velocity.
+    """Name of the objective whose predictions the scheduler integrates from noise to data.
 
     Raises:
-        ValueError: if it does something else.
+        ValueError: if there is none.
     """
-    name, config = type(scheduler).__name__, scheduler.config
-    settings = {key: config.get(key) for key in ("prediction_type", *UNSUITABLE_SETTINGS, "use_flow_sigmas")}
-    samples = not any(settings[key] for key in UNSUITABLE_SETTINGS) and not name.endswith("InverseScheduler")
-    if samples and (name.startswith("FlowMatch") or settings["use_flow_sigmas"]):
-        if settings["prediction_type"] in (None, "flow_prediction"):
-            return "flow"
-    elif samples and settings["prediction_type"] in PREDICTION_TYPES and hasattr(scheduler, "alphas_cumprod"):
-        return "ddpm"
-    raise ValueError(
-        f"{name} with {', '.join(f'{key}={value}' for key, value in settings.items())} fits no objective of this "
-        f"package. Noise or v-prediction: {OBJECTIVES['ddpm']}. Velocity prediction: {OBJECTIVES['flow']}."
+    for name, objective in OBJECTIVES.items():
+        if objective.fits(scheduler):
+            return name
+    settings = ", ".join(f"{name}={scheduler.config.get(name)}" for name in TELLING_SETTINGS)
+    fitting = " ".join(f"For {name!r}: {_fitting_schedulers(name)}." for name in OBJECTIVES)
+    raise ValueError(f"{type(scheduler).__name__} with {settings} fits no objective of this package. {fitting}")
+
+
+def _fitting_schedulers(objective: str) -> str:
+    """The schedulers of an objective's samplers, as they are created."""
+    schedulers = OBJECTIVES[objective].samplers.values()
+    return ", ".join(
+        f"{scheduler.__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+        for scheduler, settings in schedulers
     )
 
 
@@ -58,29 +54,13 @@ def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, trained_with
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {list(OBJECTIVES)}.")
-    name = type(scheduler).__name__
     if objective_of(scheduler) != objective:
         raise ValueError(
-            f"{name} does not fit this network, which was trained with the {objective!r} objective. "
-            f"Use {OBJECTIVES[objective]}."
+            f"{type(scheduler).__name__} does not fit this network, which was trained with the {objective!r} "
+            f"objective. Use {_fitting_schedulers(objective)}."
         )
-    if objective == "flow" or trained_with is None:
-        return
-    if scheduler.config.prediction_type != trained_with.config.prediction_type:
-        raise ValueError(
-            f"{name} integrates {scheduler.config.prediction_type!r}, but this network was trained for "
-            f"{trained_with.config.prediction_type!r}. {_advice(name)}"
-        )
-    own, known = scheduler.alphas_cumprod.cpu(), trained_with.alphas_cumprod.cpu()
-    if own.shape != known.shape or not torch.allclose(own, known, atol=1e-6):
-        raise ValueError(
-            f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "
-            f"{_advice(name)}"
-        )
-
-
-def _advice(name: str) -> str:
-    return f"Create it with {name}.from_config(scheduler.config), from the scheduler that the pipeline was loaded with."
+    if trained_with is not None:
+        OBJECTIVES[objective].check_trained_with(scheduler, trained_with)
 
 
 def takes_learned_variance(scheduler: SchedulerMixin) -> bool:

@@ -10,14 +10,15 @@ import sys
 import torch
 from accelerate import PartialState
 
-from demo_diffusion.cli.command import one_line_for_mistakes, parse_options
+from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.cli.options import OptionParser
 from demo_diffusion.train.latents.cache import LatentCache
 from demo_diffusion.train.latents.config import CacheConfig
 
 
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    config = parse_options(CacheConfig, __doc__, arguments)
+    config = OptionParser(CacheConfig, description=__doc__).read(arguments)
     try:
         # On CPUs processes find each other only if it is said that there is no accelerator.
         LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()

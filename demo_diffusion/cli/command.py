@@ -4,9 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
-Config = TypeVar("Config")
 MISTAKES = (ValueError, OSError)  # what a wrong option, file or folder raises
 
 
@@ -23,15 +21,6 @@ def one_line_for_mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iter
         yield
     except kinds as error:
         sys.exit(f"error: {error}")
-
-
-def parse_options(config_class: type[Config], description: str, arguments: list[str] | None) -> Config:
-    """A dataclass whose fields are the options `--FIELD VALUE`; None: the process's own arguments."""
-    from transformers import HfArgumentParser  # takes a second
-
-    parser = HfArgumentParser(config_class, description=description, allow_abbrev=False)
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    return config
 
 
 def require_packages(names: Iterable[str], extra: str, purpose: str) -> None:

@@ -5,20 +5,15 @@ On the command line the fields stand alone: `--num_steps 500`.
 
 import argparse
 import dataclasses
-import functools
-from collections.abc import Callable
+import typing
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from transformers import HfArgumentParser
+
+from .options import OptionParser
 
 Config = TypeVar("Config")
-
-
-def sections_of(config_class: type) -> dict[str, type]:
-    """The sections of a config, which is a dataclass of dataclasses."""
-    return {field.name: field.type for field in dataclasses.fields(config_class)}
 
 
 def read_config(config_class: type[Config], arguments: list[str] | None = None) -> Config:
@@ -27,21 +22,18 @@ def read_config(config_class: type[Config], arguments: list[str] | None = None) 
     Raises:
         SystemExit: with a message, if a field is unknown or its value is not allowed.
     """
-    sections = sections_of(config_class)
+    sections = typing.get_type_hints(config_class)
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, help="YAML file with the sections " + ", ".join(sections))
     chosen, overrides = config_parser.parse_known_args(arguments)
     usage = "%(prog)s [--config FILE.yaml] [--FIELD VALUE …] (--help lists the fields)"
-    parser = HfArgumentParser(sections.values(), parents=[config_parser], allow_abbrev=False, usage=usage)
-    _accept_none(parser, sections)
+    parser = OptionParser(config_class, parents=[config_parser], usage=usage)
     try:
         from_file = yaml_as_arguments(chosen.config, sections) if chosen.config else []
-        *values, _, unknown = parser.parse_args_into_dataclasses(
-            from_file + overrides, return_remaining_strings=True, look_for_args_file=False
-        )
+        values, unknown = parser.parse_known_args(from_file + overrides)
         if unknown:
             raise ValueError(f"Unknown option {' '.join(unknown)}; --help lists all of them.")
-        return config_class(*values)
+        return parser.config_of(values)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -50,28 +42,8 @@ def to_yaml(config: object) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def _accept_none(parser: argparse.ArgumentParser, sections: dict[str, type]) -> None:
-    """Lets `--vae none` or `--vae=` undo what a file sets, for each field that may be None, and `--list` for a list."""
-    fields = [field for section in sections.values() for field in dataclasses.fields(section)]
-    optional = {field.name for field in fields if field.default is None}
-    for action in parser._actions:
-        if action.dest in optional:
-            words = ("",) if action.dest == "attention_mode" else ("", "none")  # there "none" is a mode
-            action.type = _none_or(action.type, words)
-        elif action.nargs == "+":
-            action.nargs = "*"  # `--more_ema_decays` without values undoes a list
-
-
-def _none_or(convert: Callable[[str], object], words: tuple[str, ...]) -> Callable[[str], object]:
-    @functools.wraps(convert)
-    def converted(text: str) -> object:
-        return None if text.lower() in words else convert(text)
-
-    return converted
-
-
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping, where YAML would take the last."""
+    """Rejects duplicate keys, of which YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]

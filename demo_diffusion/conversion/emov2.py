@@ -10,10 +10,13 @@ from demo_diffusion.models import EMOv2Config, EMOv2ForImageClassification
 from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.models.emov2.configuration import NUM_STAGES
 from demo_diffusion.models.emov2.presets import EMOV1_PRESETS, EMOV1_STYLE, EMOV2_PRESETS, IRMB_IN_EMOV2
+from demo_diffusion.models.spanning_attention import ATTENTION_MODES
 
+from .labels import imagenet_names
 from .state_checks import check_keys, check_shapes, raise_listed
 
 KIND = "EMOv2 or EMOv1"
+ATTENDING_MODES = [mode for mode in ATTENTION_MODES if mode != "none"]  # they have the same weights
 STAGES = range(1, NUM_STAGES + 1)  # as the official names count them; stage 0 is the stem
 FIRST_CONV = {"v1": "stage0.0.convs.0.0", "v2": "stage0.0.conv"}
 # Our module -> the official one.
@@ -70,8 +73,8 @@ def convert_emov2(
         ValueError: if keys are unknown, missing or misshapen (all are listed), or the head dims cannot be told.
     """
     family = _family(state_dict)
-    if attention_mode not in (None, "neighborhood", "remote", "spanning"):
-        raise ValueError(f"attention_mode is {attention_mode!r}; it must be 'neighborhood', 'remote', 'spanning'.")
+    if attention_mode not in (None, *ATTENDING_MODES):
+        raise ValueError(f"attention_mode is {attention_mode!r}; it must be one of {ATTENDING_MODES}.")
     config = EMOv2Config(
         **_infer_config(state_dict, family, attention_mode, attention_head_dims),
         window_size=window_size,
@@ -80,10 +83,10 @@ def convert_emov2(
     with torch.device("meta"):
         model = EMOv2ForImageClassification(config)
     ours = model.state_dict()
-    modules = _module_map(config, family)
-    key_map = {_official_name(name, modules): name for name in ours}
+    modules = module_map(config, family)
+    key_map = {official_name(name, modules): name for name in ours}
     check_keys(state_dict, key_map, KIND)
-    check_shapes(state_dict, {key: _official_shape(name, ours[name]) for key, name in key_map.items()}, KIND)
+    check_shapes(state_dict, {key: official_shape(name, ours[name]) for key, name in key_map.items()}, KIND)
     state = {name: state_dict[key].reshape(ours[name].shape) for key, name in key_map.items()}
     model.to_empty(device="cpu").load_state_dict(state)
     return model.eval()
@@ -96,7 +99,7 @@ def _family(state_dict: Mapping[str, torch.Tensor]) -> str:
     return family
 
 
-def _module_map(config: EMOv2Config, family: str) -> dict[str, str]:
+def module_map(config: EMOv2Config, family: str) -> dict[str, str]:
     """Prefix of our names -> prefix of the official ones, of the whole network."""
     prefixes = dict(OUTER_MODULES)
     prefixes |= {f"emov2.stem.{ours}": official for ours, official in STEM_MODULES[family].items()}
@@ -108,12 +111,12 @@ def _module_map(config: EMOv2Config, family: str) -> dict[str, str]:
     return prefixes
 
 
-def _official_name(name: str, modules: dict[str, str]) -> str:
+def official_name(name: str, modules: dict[str, str]) -> str:
     prefix = next(prefix for prefix in modules if name.startswith(prefix))
     return modules[prefix] + name.removeprefix(prefix)
 
 
-def _official_shape(name: str, value: torch.Tensor) -> tuple[int, ...]:
+def official_shape(name: str, value: torch.Tensor) -> tuple[int, ...]:
     """The official network has 1×1 convolutions for the linear layers, and gamma for (B, C, H, W)."""
     if name.endswith("gamma"):
         return (1, *value.shape, 1, 1)
@@ -194,15 +197,14 @@ def classifier_from_official(
     image_size: int | None,
     window_size: int | None,
     attention_mode: str | None,
-    label_names: Mapping[int, list[str]],
 ) -> EMOv2ForImageClassification:
-    """The classifier of an official state dict that was read from `path`.
+    """The classifier of an official state dict, with ImageNet's label names where it has 1,000 classes.
 
     Args:
+        path: the file that it was read from.
         image_size: None: a size in the file's name, as the official files have it (EMOv2_5M_512.pth), or 224.
         window_size: None: the official one of the image size.
         attention_mode: None: the release's, see `convert_emov2`.
-        label_names: by their number, names of the classes.
 
     Raises:
         ValueError: if the weights are not of the official format or the window size cannot be told.
@@ -214,9 +216,9 @@ def classifier_from_official(
         raise ValueError(f"There is no official window size for {image_size} pixels ({WINDOW_SIZES}); give one.")
     window_size = WINDOW_SIZES[image_size] if window_size is None else window_size
     model = convert_emov2(state_dict, window_size, attention_mode, image_size=image_size)
-    if names := label_names.get(model.config.num_labels):
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: i for i, name in enumerate(names)}
+    if names := imagenet_names(model.config.num_labels):
+        model.config.id2label = names
+        model.config.label2id = {name: i for i, name in names.items()}
     return model
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DiTPipeline, SchedulerMixin
-from torchvision.models import ResNet50_Weights
 
 from demo_diffusion.data.autoencoder import load_vae
 from demo_diffusion.models import DiTModel
-from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.objectives import OBJECTIVES, DDPMObjective, FlowObjective, Objective
 from demo_diffusion.pipelines import DEMOPipeline
-from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, objective_of
+from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, takes_learned_variance
 
 from .checkpoint_file import OfficialCheckpoint
 from .diffusers_dit import convert_diffusers_dit
 from .dit import convert_dit, convert_sit, to_official
+from .labels import imagenet_names
 
-CONVERTERS = {"dit": convert_dit, "sit": convert_sit}
+FAMILIES = {"dit": (convert_dit, DDPMObjective), "sit": (convert_sit, FlowObjective)}  # and their objectives
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-{kind}"
 SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
 
@@ -26,7 +26,7 @@ SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
 def pipeline_from_official(
     checkpoint: OfficialCheckpoint, path: Path, family: str | None, num_attention_heads: int | None, vae: str | None
 ) -> DEMOPipeline:
-    """The pipeline of an official checkpoint, with its sampler, autoencoder and, for 1,000 classes, ImageNet's names.
+    """The pipeline of an official checkpoint: sampler, autoencoder and, for 1,000 classes, ImageNet's label names.
 
     Args:
         path: the file that it was read from.
@@ -40,14 +40,15 @@ def pipeline_from_official(
     options = checkpoint.training_options
     if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
         raise ValueError(f"{path} was trained with {', '.join(differing)}; only {SIT_SETTING} is supported.")
-    network = CONVERTERS[family](checkpoint.state_dict, num_attention_heads)
+    convert, objective = FAMILIES[family]
+    network = convert(checkpoint.state_dict, num_attention_heads)
     if vae is None:
         vae = OFFICIAL_VAE.format(kind=options.get("vae", "ema"))
     return DEMOPipeline(
         network,
-        FlowObjective().scheduler() if family == "sit" else _dit_scheduler(network),
+        _scheduler(objective(), network),
         _load_vae(vae),
-        _label_names(network.config.num_classes),
+        imagenet_names(network.config.num_classes),
     )
 
 
@@ -63,9 +64,9 @@ def pipeline_from_diffusers(source: str, as_official: bool) -> DEMOPipeline:
     except Exception as error:  # diffusers raises almost anything on a damaged folder
         raise ValueError(f"{source} cannot be read as a folder or hub id of diffusers' DiTPipeline: {error}") from error
     network = convert_diffusers_dit(theirs.transformer, as_official)
-    if objective_of(theirs.scheduler) != "ddpm":
+    if not DDPMObjective.fits(theirs.scheduler):
         raise ValueError(f"{source} has the scheduler {type(theirs.scheduler).__name__}; DiT's network predicts noise.")
-    return DEMOPipeline(network, theirs.scheduler, theirs.vae, id2label or _label_names(network.config.num_classes))
+    return DEMOPipeline(network, theirs.scheduler, theirs.vae, id2label or imagenet_names(network.config.num_classes))
 
 
 def pipeline_from_ours(folder: Path) -> DEMOPipeline:
@@ -93,16 +94,15 @@ def official_weights(pipeline: DEMOPipeline) -> dict[str, torch.Tensor]:
     """
     state, objective = to_official(pipeline.transformer), pipeline.config.objective
     reverse_time = pipeline.transformer.config.reverse_time
-    if (objective == "flow") != reverse_time:
+    if OBJECTIVES[objective].continuous_time != reverse_time:
         raise ValueError(
             f"The network has objective {objective!r} with reverse_time={reverse_time}. SiT's code needs 'flow' with "
             "reverse_time=True, DiT's 'ddpm' with False."
         )
-    if objective == "ddpm":
-        try:
-            check_scheduler_fits(pipeline.scheduler, objective, trained_with=DDPMObjective().scheduler())
-        except ValueError as error:
-            raise ValueError(f"DiT's code has only noise prediction with linear betas. {error}") from error
+    try:
+        check_scheduler_fits(pipeline.scheduler, objective, trained_with=OBJECTIVES[objective]().scheduler())
+    except ValueError as error:
+        raise ValueError(f"DiT's code has only noise prediction with linear betas. {error}") from error
     return state
 
 
@@ -129,9 +129,9 @@ def _family(checkpoint: OfficialCheckpoint, path: Path, given: str | None) -> st
     return found.pop()
 
 
-def _dit_scheduler(network: DiTModel) -> SchedulerMixin:
-    scheduler = DDPMObjective().scheduler()
-    if network.config.out_channels == 2 * network.config.in_channels:
+def _scheduler(objective: Objective, network: DiTModel) -> SchedulerMixin:
+    scheduler = objective.scheduler()
+    if not takes_learned_variance(scheduler) or network.config.out_channels == 2 * network.config.in_channels:
         return scheduler
     return DDPMScheduler.from_config(scheduler.config, variance_type="fixed_large")  # DiT's without learn_sigma
 
@@ -141,7 +141,3 @@ def _load_vae(name: str) -> AutoencoderKL | AutoencoderTiny | None:
         return load_vae(None if name == "none" else name, 3, torch.device("cpu"))
     except ValueError as error:
         raise ValueError(f"{error} Give another --vae (folder or hub id), or --vae none to sample latents.") from error
-
-
-def _label_names(num_classes: int) -> dict[int, str] | None:
-    return dict(enumerate(ResNet50_Weights.DEFAULT.meta["categories"])) if num_classes == 1000 else None

@@ -1,19 +1,14 @@
-"""Converts TAEF2's published weights: `python -m demo_diffusion.conversion.taef2 SOURCE_FOLDER TARGET_FOLDER`.
+"""The published format of TAEF2: a folder with encoder.safetensors and decoder.safetensors, in.
 
-The source holds encoder.safetensors and decoder.safetensors with the original keys; the target becomes a folder that
-`--vae` takes.
+What is made of it is an autoencoder folder, as `--vae` takes it.
 """
 
-import argparse
-import os
 import re
 from pathlib import Path
 
 import torch
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
-from demo_diffusion.records.files import write_whole
 
 from .checkpoint_file import read_checkpoint
 
@@ -54,28 +49,17 @@ def _renamed(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return renamed
 
 
-def convert_folder(source: Path, target: Path) -> None:
-    """Reads SOURCE/{encoder,decoder}.safetensors and writes the converted autoencoder into a new folder.
+def is_taef2(folder: Path) -> bool:
+    """Whether a folder has one of TAEF2's two files."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def autoencoder_from_official(folder: Path) -> AutoencoderTAEF2:
+    """The autoencoder of a folder with TAEF2's two files.
 
     Raises:
-        ValueError: if a file is missing or damaged, or the target is there already.
+        ValueError: if a file is missing or damaged, or has other weights.
     """
-    if missing := [name for name in FILES if not (source / name).is_file()]:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}; give the folder with TAEF2's two files.")
-    if os.path.lexists(target):
-        raise ValueError(f"{target} exists already; choose another target or remove it.")
-    autoencoder = convert_taef2(*(read_checkpoint(source / name).state_dict for name in FILES))
-    write_whole(target, autoencoder.save_pretrained)
-
-
-@one_line_for_mistakes()
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder of encoder.safetensors and decoder.safetensors")
-    parser.add_argument("target", type=Path, help="folder to write")
-    options = parser.parse_args(arguments)
-    convert_folder(options.source, options.target)
-
-
-if __name__ == "__main__":
-    main()
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}; give the folder with TAEF2's two files.")
+    return convert_taef2(*(read_checkpoint(folder / name).state_dict for name in FILES))

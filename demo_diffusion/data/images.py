@@ -20,14 +20,12 @@ from .preparation import center_crop, to_rgb
 class DataConfig:
     """Labelled images."""
 
-    _argument_group_name = "data"
-
     dataset: str = option("digits", "'digits' (scikit-learn's), a folder of class folders, a .parquet file or hub id")
     split: str = option("train", "split of the dataset")
     image_column: str | None = option(None, "column of the images; None: the only one of that type")
     label_column: str | None = option(None, "column of the class labels; None: the only one of that type")
-    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it")
-    num_workers: int = option(0, "processes that read samples")
+    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it", above=0)
+    num_workers: int = option(0, "processes that read samples", least=0)
 
 
 @dataclass

@@ -17,6 +17,16 @@ def list_transformers() -> list[str]:
     return list(PRESETS)
 
 
+def network_classes() -> dict[str, type[ClassConditionalTransformer]]:
+    """Family, as the presets' names begin with it -> its class."""
+    return {name.split("-")[0]: model_class for name, (model_class, _) in PRESETS.items()}
+
+
+def preset_of(name: str) -> dict:
+    """Config fields of a preset that differ from its class's defaults."""
+    return PRESETS[name][1]
+
+
 def create_transformer(name: str, **overrides) -> ClassConditionalTransformer:
     """A network with newly initialised weights.
 

@@ -1,6 +1,7 @@
 """D-EMO: DiT with EMOv2's i2RMB block in place of the Transformer block (arXiv 2412.06674, Table XIV)."""
 
 import math
+from typing import Literal
 
 import torch
 from diffusers import ModelMixin
@@ -9,7 +10,9 @@ from torch import nn
 
 from .class_conditional import ClassConditionalTransformer, modulate
 from .layers.conv_norm import DepthwiseConvNorm
+from .layers.window_positions import WINDOW_POSITIONS
 from .mobile_block import MobileMixer
+from .spanning_attention import ATTENTION_MODES
 
 DEMO_PRESETS = {
     "DEMO-S/2": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},
@@ -50,7 +53,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         num_layers: number of blocks.
         num_attention_heads, attention_head_dim: heads and their width; the network's width D is their product.
         expansion_ratio: width of a block's value over D.
-        attention_mode: "none", "neighborhood", "remote" or "spanning".
+        attention_mode: windows that a token attends to: "none" or another of `ATTENTION_MODES`.
         window_size: side of the attention windows in tokens.
         kernel_size: odd side of the depthwise convolution.
         num_classes: number of classes; the label table's last row, number `num_classes`, is the null class.
@@ -61,7 +64,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         norm_eps: of LayerNorm and BatchNorm.
         qk_norm: RMSNorm of each head's queries and keys.
         rotary_positions: turn queries and keys by their row and column in the whole grid.
-        window_position: position inside the windows: None, "embedding", "bias" or "rotary".
+        window_position: position inside the windows, one of `WINDOW_POSITIONS`; None: there is none.
         batch_norm: BatchNorm after the depthwise convolution; False: the convolution has a bias instead.
 
     Raises:
@@ -82,7 +85,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         num_attention_heads: int = 6,
         attention_head_dim: int = 64,
         expansion_ratio: float = 4.0,
-        attention_mode: str = "spanning",
+        attention_mode: Literal[ATTENTION_MODES] = "spanning",
         window_size: int = 8,
         kernel_size: int = 5,
         num_classes: int = 1000,
@@ -92,7 +95,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         norm_eps: float = 1e-6,
         qk_norm: bool = False,
         rotary_positions: bool = False,
-        window_position: str | None = None,
+        window_position: Literal[tuple(WINDOW_POSITIONS)] | None = None,
         batch_norm: bool = True,
     ):
         super().__init__()

@@ -1,6 +1,73 @@
-"""What the objectives share."""
+"""What the package asks of an objective, and what objectives share."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
+from diffusers import SchedulerMixin
+from torch import nn
+
+UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
+
+
+class Objective(nn.Module, ABC):
+    """What a network learns to predict, and what can sample from it.
+
+    Attributes:
+        continuous_time: the network takes t in [0, 1], 0 data and 1 noise; False: it takes a scheduler's timesteps,
+            whole numbers from 0.
+        samplers: name -> (scheduler class, settings that it needs besides the objective's own); the first one is the
+            default.
+    """
+
+    continuous_time: ClassVar[bool]
+    samplers: ClassVar[dict[str, tuple[type[SchedulerMixin], dict]]]
+
+    @staticmethod
+    @abstractmethod
+    def fits(scheduler: SchedulerMixin) -> bool:
+        """Whether a scheduler integrates what this objective's networks predict, from noise to data."""
+
+    @staticmethod
+    def check_trained_with(scheduler: SchedulerMixin, trained_with: SchedulerMixin) -> None:
+        """Raises ValueError if a scheduler's settings differ from those that the network was trained with."""
+
+    @abstractmethod
+    def scheduler(self) -> SchedulerMixin:
+        """The default sampler."""
+
+    @abstractmethod
+    def out_channels(self, in_channels: int) -> int:
+        """Channels that the network must give for `in_channels`."""
+
+    @abstractmethod
+    def check_channels(self, out_channels: int, in_channels: int) -> None:
+        """Raises ValueError if a network or images with these channels do not fit."""
+
+    @abstractmethod
+    def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Random times (B,) as the network takes them, on the generator's device (the CPU without one)."""
+
+    @abstractmethod
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t of x0 and noise (B, C, H, W) for times (B,)."""
+
+    @abstractmethod
+    def losses(
+        self, model_output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Losses of a batch, each (B,); "loss" is what is minimised."""
+
+
+def samples(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler goes from noise to data, by steps that no image changes."""
+    is_inverse = type(scheduler).__name__.endswith("InverseScheduler")
+    return not is_inverse and not any(scheduler.config.get(name) for name in UNSUITABLE_SETTINGS)
+
+
+def integrates_velocity(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler is one of flow matching, for sigmas in [0, 1]."""
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def expand_to(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,18 @@
 """Noise prediction with learned variance: the objective of DiT and of the D-EMO paper's table XIV."""
 
 import math
+from typing import Literal
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
-from torch import nn
 
-from .common import expand_to, mean_over_sample
+from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-class DDPMObjective(nn.Module):
+class DDPMObjective(Objective):
     """MSE on the noise plus the variational bound on the variance (Improved DDPM, arXiv 2102.09672, Sec. 3.1).
 
     The network gives 2·C channels for C: the noise, then the variance's place in [−1, 1] between its two bounds. The
@@ -25,34 +25,32 @@ class DDPMObjective(nn.Module):
         prediction_type: "epsilon" (the noise) or "v_prediction", √ᾱ · noise − √(1 − ᾱ) · x0 (arXiv 2202.00512, App. D).
         min_snr_gamma: weigh the MSE by min(SNR, gamma) / SNR, for v by min(SNR, gamma) / (SNR + 1)
             (arXiv 2303.09556, Sec. 3.4; gamma 5 there); None: do not.
-        zero_terminal_snr: rescale the betas so that the last timestep is pure noise (arXiv 2305.08891, Alg. 1).
+        zero_terminal_snr: rescale the betas so that the last timestep is pure noise (arXiv 2305.08891, Alg. 1); needs
+            v_prediction.
 
     Raises:
         ValueError: if a setting is not allowed, or zero_terminal_snr is used without v-prediction (the noise of pure
             noise says nothing about x0) or with min_snr_gamma.
     """
 
+    continuous_time = False
+    samplers = {
+        "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),  # the official one
+        "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),  # starts from the last timestep
+        "dpm_solver": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
+    }
+
     def __init__(
         self,
         num_train_timesteps: int = 1000,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
-        prediction_type: str = "epsilon",
+        prediction_type: Literal[PREDICTION_TYPES] = "epsilon",
         min_snr_gamma: float | None = None,
         zero_terminal_snr: bool = False,
     ):
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is {prediction_type!r}; it must be one of {list(PREDICTION_TYPES)}.")
-        if zero_terminal_snr and prediction_type != "v_prediction":
-            raise ValueError("zero_terminal_snr needs prediction_type='v_prediction'.")
-        if min_snr_gamma is not None and not min_snr_gamma > 0:
-            raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive or None.")
-        if zero_terminal_snr and min_snr_gamma is not None:
-            raise ValueError(
-                "min_snr_gamma gives the timestep that sampling starts from no weight if zero_terminal_snr makes it "
-                "pure noise; use one of them."
-            )
+        _check_settings(num_train_timesteps, beta_start, beta_end, prediction_type, min_snr_gamma, zero_terminal_snr)
         self.num_train_timesteps = num_train_timesteps
         self.beta_start = beta_start
         self.beta_end = beta_end
@@ -80,12 +78,36 @@ class DDPMObjective(nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
 
+    @staticmethod
+    def fits(scheduler: SchedulerMixin) -> bool:
+        """Whether a scheduler integrates a prediction of noise (or v) from noise to data."""
+        predicts_noise = scheduler.config.get("prediction_type") in PREDICTION_TYPES
+        has_levels = hasattr(scheduler, "alphas_cumprod")
+        return samples(scheduler) and not integrates_velocity(scheduler) and predicts_noise and has_levels
+
+    @staticmethod
+    def check_trained_with(scheduler: SchedulerMixin, trained_with: SchedulerMixin) -> None:
+        """Raises ValueError if prediction type or noise levels differ from those that the network was trained with."""
+        name = type(scheduler).__name__
+        advice = f"Create it with {name}.from_config(scheduler.config), from the pipeline's own scheduler."
+        if scheduler.config.prediction_type != trained_with.config.prediction_type:
+            raise ValueError(
+                f"{name} integrates {scheduler.config.prediction_type!r}, but this network was trained for "
+                f"{trained_with.config.prediction_type!r}. {advice}"
+            )
+        own, known = scheduler.alphas_cumprod.cpu(), trained_with.alphas_cumprod.cpu()
+        if own.shape != known.shape or not torch.allclose(own, known, atol=1e-6):
+            raise ValueError(
+                f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "
+                f"{advice}"
+            )
+
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""
         return 2 * in_channels
 
     def check_channels(self, out_channels: int, in_channels: int) -> None:
-        """Raises a ValueError if a network with these channels does not fit."""
+        """Raises ValueError if a network with these channels does not fit."""
         if out_channels != 2 * in_channels:
             raise ValueError(
                 f"The network gives {out_channels} channels for {in_channels}; noise and learned variance need "
@@ -181,6 +203,31 @@ class DDPMObjective(nn.Module):
 
     def _at(self, table: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return expand_to(table.to(timesteps.device)[timesteps], like)
+
+
+def _check_settings(
+    num_train_timesteps: int,
+    beta_start: float,
+    beta_end: float,
+    prediction_type: str,
+    min_snr_gamma: float | None,
+    zero_terminal_snr: bool,
+) -> None:
+    if num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; it must be at least 2.")
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"The betas go from {beta_start} to {beta_end}; they must rise within (0, 1).")
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction_type!r}; it must be one of {list(PREDICTION_TYPES)}.")
+    if zero_terminal_snr and prediction_type != "v_prediction":
+        raise ValueError("zero_terminal_snr needs prediction_type 'v_prediction'.")
+    if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
+        raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive or None.")
+    if zero_terminal_snr and min_snr_gamma is not None:
+        raise ValueError(
+            "min_snr_gamma would give the last timestep of zero_terminal_snr no weight, from which sampling starts; "
+            "use one of them."
+        )
 
 
 def normal_kl(

@@ -1,26 +1,33 @@
 """Velocity prediction on the linear path: flow matching as in SiT and Stable Diffusion 3."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import nn
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+)
 
-from .common import expand_to, mean_over_sample
+from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
+
+from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
 
 TIMESTEP_SAMPLING = ("uniform", "logit_normal")
 
 
-class FlowObjective(nn.Module):
+class FlowObjective(Objective):
     """MSE on the velocity noise − x0 along x_t = (1 − t) · x0 + t · noise, t in [0, 1].
 
     t = 1 is noise, as in diffusers' flow-matching schedulers (arXiv 2210.02747; SiT, arXiv 2401.08740, runs time the
     other way). A network with 2·C output channels for C is accepted, as SiT's are: the second half is not used.
 
     Args:
-        timestep_sampling: "uniform", or "logit_normal": t = sigmoid(z), z normal (arXiv 2403.03206, Sec. 3.1).
-        logit_mean, logit_std: of z.
+        timestep_sampling: distribution of t; "logit_normal": t = sigmoid(z), z normal (arXiv 2403.03206, Sec. 3.1).
+        logit_mean, logit_std: mean and standard deviation of the logit-normal's z.
         direction_weight: weight of an added 1 − cos(prediction, velocity), the angle taken over the channels of each
             position (FasterDiT, arXiv 2410.10356, Sec. 3.3); 0: plain flow matching.
 
@@ -28,9 +35,18 @@ class FlowObjective(nn.Module):
         ValueError: if a setting is not allowed.
     """
 
+    continuous_time = True
+    samplers = {
+        "euler": (FlowMatchEulerDiscreteScheduler, {}),
+        "heun": (FlowMatchHeunDiscreteScheduler, {}),
+        "dpm_solver": (DPMSolverMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+        "dopri5": (FlowMatchDopri5Scheduler, {}),
+        "sde": (FlowMatchSDEScheduler, {}),
+    }
+
     def __init__(
         self,
-        timestep_sampling: str = "uniform",
+        timestep_sampling: Literal[TIMESTEP_SAMPLING] = "uniform",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         direction_weight: float = 0.0,
@@ -40,7 +56,9 @@ class FlowObjective(nn.Module):
             raise ValueError(
                 f"timestep_sampling is {timestep_sampling!r}; it must be one of {list(TIMESTEP_SAMPLING)}."
             )
-        if logit_std <= 0:
+        if not math.isfinite(logit_mean):
+            raise ValueError(f"logit_mean is {logit_mean}; it must be finite.")
+        if not 0 < logit_std < math.inf:
             raise ValueError(f"logit_std is {logit_std}; it must be positive.")
         if not 0 <= direction_weight < math.inf:
             raise ValueError(f"direction_weight is {direction_weight}; it must be finite and at least 0.")
@@ -49,12 +67,18 @@ class FlowObjective(nn.Module):
         self.logit_std = logit_std
         self.direction_weight = direction_weight
 
+    @staticmethod
+    def fits(scheduler: SchedulerMixin) -> bool:
+        """Whether a scheduler integrates a velocity from noise to data."""
+        predicts_velocity = scheduler.config.get("prediction_type") in (None, "flow_prediction")
+        return samples(scheduler) and integrates_velocity(scheduler) and predicts_velocity
+
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""
         return in_channels
 
     def check_channels(self, out_channels: int, in_channels: int) -> None:
-        """Raises a ValueError if a network or images with these channels do not fit."""
+        """Raises ValueError if a network or images with these channels do not fit."""
         if self.direction_weight and in_channels == 1:
             raise ValueError("direction_weight needs more than one channel: with one, a direction is only a sign.")
         if out_channels not in (in_channels, 2 * in_channels):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from demo_diffusion import DEMOPipeline, DiTModel, create_transformer
 from demo_diffusion.conversion import convert_diffusers_dit, convert_dit, convert_sit, to_official
-from demo_diffusion.conversion.__main__ import main
+from demo_diffusion.conversion.__main__ import main, parse_arguments
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from tests.support.goldens import GOLDENS, load_golden
 from tests.support.networks import randomize, tiny_dit, tiny_transformer
@@ -235,7 +235,7 @@ def vae_folder(tmp_path):
 def test_checkpoint_to_folder_to_checkpoint(tmp_path, vae_folder, family, scheduler_class):
     state, _ = golden()
     source = save_checkpoint(tmp_path / "0400000.pt", state, model=f"{family}-S/2", num_classes=10)
-    main([source, str(tmp_path / "folder"), "--num-attention-heads", "3", "--vae", vae_folder])
+    main([source, str(tmp_path / "folder"), "--num_attention_heads", "3", "--vae", vae_folder])
     pipeline = quiet(DEMOPipeline.from_pretrained(tmp_path / "folder"))
     assert type(pipeline.scheduler) is scheduler_class and isinstance(pipeline.vae, AutoencoderKL)
     assert pipeline.config.objective == ("flow" if family == "SiT" else "ddpm")
@@ -252,14 +252,14 @@ def test_a_plain_state_dict_and_the_file_s_name_are_enough(tmp_path):
     save_file(state, tmp_path / "DiT-tiny.safetensors")
     for name, objective in (("SiT-tiny.pt", "flow"), ("DiT-tiny.safetensors", "ddpm")):
         target = tmp_path / f"{name}-folder"
-        main([str(tmp_path / name), str(target), "--num-attention-heads", "3", "--vae", "none"])
+        main([str(tmp_path / name), str(target), "--num_attention_heads", "3", "--vae", "none"])
         pipeline = DEMOPipeline.from_pretrained(target)
         assert pipeline.config.objective == objective and pipeline.vae is None
 
 
 def test_a_thousand_classes_get_the_names_of_imagenet(tmp_path):
     torch.save(to_official(tiny_dit(num_classes=1000)), tmp_path / "dit.pt")
-    main([str(tmp_path / "dit.pt"), str(tmp_path / "folder"), "--num-attention-heads", "2", "--vae", "none"])
+    main([str(tmp_path / "dit.pt"), str(tmp_path / "folder"), "--num_attention_heads", "2", "--vae", "none"])
     pipeline = DEMOPipeline.from_pretrained(tmp_path / "folder")
     assert pipeline.label_names.class_ids(["tench", "golden retriever", "otter"]) == [0, 207, 360]
     assert len(pipeline.labels) == 1000
@@ -267,7 +267,7 @@ def test_a_thousand_classes_get_the_names_of_imagenet(tmp_path):
 
 def test_a_dit_without_learned_variance_gets_the_official_fixed_one(tmp_path):
     torch.save(to_official(tiny_dit(out_channels=4)), tmp_path / "dit.pt")
-    main([str(tmp_path / "dit.pt"), str(tmp_path / "folder"), "--num-attention-heads", "2", "--vae", "none"])
+    main([str(tmp_path / "dit.pt"), str(tmp_path / "folder"), "--num_attention_heads", "2", "--vae", "none"])
     pipeline = quiet(DEMOPipeline.from_pretrained(tmp_path / "folder"))
     assert pipeline.scheduler.config.variance_type == "fixed_large"
     assert pipeline([1], num_inference_steps=2, output_type="latent").images.isfinite().all()
@@ -294,7 +294,8 @@ class Malicious:
         (lambda p: torch.save({"ema": 3}, p), ["--family", "dit"], "its 'ema' is a int"),
         (lambda p: torch.save({"ema": golden()[0], "args": [1]}, p), [], "its 'args' a list"),
         (lambda p: save_checkpoint(p, golden()[0], model="SiT-S/2"), ["--family", "dit"], "was trained as SiT-S/2"),
-        (lambda p: torch.save(golden()[0], p), ["--as-official"], "--as-official has no meaning for"),
+        (lambda p: torch.save(golden()[0], p), ["--as_official"], "--as_official has no meaning for"),
+        (lambda p: torch.save(golden()[0], p), ["--as-official"], "--as_official has no meaning for"),
         (lambda p: torch.save(golden()[0], p.with_name("weights.pt")), [], "does not tell"),
         (lambda p: torch.save(golden()[0], p), [], "'weights.pt' does not tell; give --family"),
         (lambda p: torch.save(golden()[0], p), ["--family", "dit"], "give num_attention_heads"),
@@ -305,7 +306,7 @@ class Malicious:
         ),
         (
             lambda p: save_checkpoint(p, golden()[0], model="SiT-S/2"),
-            ["--num-attention-heads", "3", "--vae", "./nowhere/vae"],
+            ["--num_attention_heads", "3", "--vae", "./nowhere/vae"],
             r"(?s)nowhere/vae cannot be read.*--vae none",
         ),
     ],
@@ -329,7 +330,7 @@ def fails(message, *arguments):
 def test_wrong_targets_are_named(tmp_path, monkeypatch):
     source = tmp_path / "DiT.pt"
     torch.save(golden()[0], source)
-    options = ["--num-attention-heads", "3", "--vae", "none"]
+    options = ["--num_attention_heads", "3", "--vae", "none"]
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
     fails("taken exists already", source, tmp_path / "taken")
@@ -417,7 +418,7 @@ def test_diffusers_folders_that_are_not_dit_are_named(tmp_path):
 )
 def test_family_by_the_file_s_name(tmp_path, name, family):
     torch.save(golden()[0], tmp_path / name)
-    arguments = [tmp_path / name, tmp_path / "folder", "--num-attention-heads", "3", "--vae", "none"]
+    arguments = [tmp_path / name, tmp_path / "folder", "--num_attention_heads", "3", "--vae", "none"]
     if family is None:
         fails("does not tell; give --family", *arguments)
     else:
@@ -429,6 +430,27 @@ def test_the_command_tells_how_it_is_used():
     command = [sys.executable, "-m", "demo_diffusion.conversion", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "official -> pipeline folder" in done.stdout and "--family" in done.stdout
+    assert "--num_attention_heads" in done.stdout and "--num-attention-heads" not in done.stdout
+
+
+def test_options_have_underscores_and_the_hyphens_of_before():
+    spelled = {
+        "num_attention_heads": "3",
+        "image_size": "256",
+        "window_size": "8",
+        "attention_mode": "remote",
+        "as_official": None,
+    }
+    for hyphen in ("_", "-"):
+        words = [word for name, value in spelled.items() for word in (f"--{name.replace('_', hyphen)}", value) if word]
+        options = vars(parse_arguments(["my-model.pt", "a-folder", *words]))
+        assert {name: options[name] for name in ("num_attention_heads", "image_size", "window_size")} == {
+            "num_attention_heads": 3,
+            "image_size": 256,
+            "window_size": 8,
+        }
+        assert options["attention_mode"] == "remote" and options["as_official"] is True
+        assert (options["source"], str(options["target"])) == ("my-model.pt", "a-folder")
 
 
 def test_a_wholly_foreign_state_dict_is_listed_in_part():

@@ -10,7 +10,7 @@ from demo_diffusion import create_emov2, list_emov2
 from demo_diffusion.conversion import convert_emov2
 from demo_diffusion.conversion.__main__ import main
 from demo_diffusion.conversion.checkpoint_file import read_checkpoint
-from demo_diffusion.conversion.emov2 import _module_map, _official_name, _official_shape
+from demo_diffusion.conversion.emov2 import module_map, official_name, official_shape
 from tests.support.networks import randomize
 
 # The whole networks' goldens are 6 MB each and live beside the repository.
@@ -32,9 +32,9 @@ def large_golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
 def official_state(name: str, **overrides) -> tuple[dict[str, torch.Tensor], torch.nn.Module]:
     """A random network of that size, shallow, in the official keys; and the network."""
     model = randomize(create_emov2(name, **{"num_labels": 3, "depths": (1, 2, 2, 3), **overrides})).eval()
-    modules = _module_map(model.config, "v1" if name.startswith("EMOv1") else "v2")
+    modules = module_map(model.config, "v1" if name.startswith("EMOv1") else "v2")
     ours = model.state_dict()
-    return {_official_name(k, modules): v.reshape(_official_shape(k, v)) for k, v in ours.items()}, model
+    return {official_name(k, modules): v.reshape(official_shape(k, v)) for k, v in ours.items()}, model
 
 
 @pytest.mark.parametrize("name", ["emov2_1m_official_format", "emov1_1m_official_format"])
@@ -48,7 +48,7 @@ def test_logits_equal_golden(name):
     torch.testing.assert_close(model(data["input"]).logits, data["output"], atol=1e-5, rtol=0)
 
 
-def test_official_names():
+def testofficial_names():
     """Keys of the released files, as the goldens have them."""
     v2, v1 = official_state("EMOv2-1M")[0], official_state("EMOv1-1M")[0]
     shapes = {key: tuple(value.shape) for key, value in v2.items()}
@@ -165,7 +165,7 @@ def test_command_refuses_options_of_other_networks(tmp_path):
     torch.save(state, tmp_path / "a.pth")
     for options, message in (
         (["--family", "dit"], "--family has no meaning"),
-        (["--image-size", "300"], "no official window size for 300"),
+        (["--image_size", "300"], "no official window size for 300"),
     ):
         with pytest.raises(SystemExit, match=message):
             main([str(tmp_path / "a.pth"), str(tmp_path / "out"), *options])

@@ -7,8 +7,8 @@ from diffusers import AutoencoderDC, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from demo_diffusion import DEMOPipeline
+from demo_diffusion.conversion.__main__ import main as convert
 from demo_diffusion.conversion.taef2 import convert_taef2
-from demo_diffusion.conversion.taef2 import main as convert
 from demo_diffusion.data.autoencoder import (
     LatentNormalization,
     draw_latents,
@@ -226,9 +226,13 @@ def test_converting_taef2_files(tmp_path):
     original = tiny_taef2().half()
     (tmp_path / "source").mkdir()
     encoder, decoder = original_taef2(original)
-    with pytest.raises(SystemExit, match="no encoder.safetensors and no decoder.safetensors"):
+    with pytest.raises(SystemExit, match="cannot be read as a folder or hub id of diffusers' DiTPipeline"):
         convert([str(tmp_path / "source"), str(tmp_path / "target")])
     save_file(encoder, tmp_path / "source/encoder.safetensors")
+    with pytest.raises(SystemExit, match="has no decoder.safetensors; give the folder with TAEF2's two files"):
+        convert([str(tmp_path / "source"), str(tmp_path / "target")])
+    with pytest.raises(SystemExit, match="--vae has no meaning for"):
+        convert([str(tmp_path / "source"), str(tmp_path / "target"), "--vae", "none"])
     save_file(decoder, tmp_path / "source/decoder.safetensors")
     convert([str(tmp_path / "source"), str(tmp_path / "target")])
     vae = load_vae(str(tmp_path / "target"), 3, CPU)

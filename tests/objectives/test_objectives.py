@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.cli.arguments import arguments_of
+from demo_diffusion.objectives import OBJECTIVES, DDPMObjective, FlowObjective, create_objective
 from tests.support.goldens import load_golden
 
 
@@ -179,9 +180,50 @@ def test_wrong_settings_are_named(ddpm):
         FlowObjective(direction_weight=-1)
     with pytest.raises(ValueError, match="'sample'; it must be one of"):
         DDPMObjective(prediction_type="sample")
-    with pytest.raises(ValueError, match="zero_terminal_snr needs prediction_type='v_prediction'"):
+    with pytest.raises(ValueError, match="zero_terminal_snr needs prediction_type 'v_prediction'"):
         DDPMObjective(zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="min_snr_gamma gives the timestep that sampling starts from no weight"):
+    with pytest.raises(ValueError, match="min_snr_gamma would give .* no weight, from which sampling starts"):
         DDPMObjective(prediction_type="v_prediction", zero_terminal_snr=True, min_snr_gamma=5)
     with pytest.raises(ValueError, match="min_snr_gamma is nan"):
         DDPMObjective(min_snr_gamma=math.nan)
+
+
+def test_objectives_by_name():
+    for name, objective_class in OBJECTIVES.items():
+        objective = create_objective(name)
+        assert type(objective) is objective_class and objective_class.fits(objective.scheduler())
+        others = [each for each in OBJECTIVES.values() if each is not objective_class]
+        assert not any(each.fits(objective.scheduler()) for each in others)
+        assert type(objective.scheduler()) is next(iter(objective.samplers.values()))[0]
+        drawn = objective.sample_timesteps(100)
+        assert drawn.is_floating_point() == objective.continuous_time and (drawn.max() < 1) == objective.continuous_time
+    assert create_objective("flow", direction_weight=0.3).direction_weight == 0.3
+    for name, settings, message in (
+        ("edm", {}, "objective is 'edm'; it must be one of .*'ddpm', 'flow'"),
+        ("ddpm", {"direction_weight": 1.0}, "direction_weight 1.0 needs objective 'flow'"),
+        ("flow", {"sigma": 1}, "No objective has the setting 'sigma'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            create_objective(name, **settings)
+
+
+def test_objectives_that_share_an_argument_share_its_default():
+    """The config's section has one field for both."""
+    defaults = {}
+    for objective in OBJECTIVES.values():
+        for argument in arguments_of(objective):
+            assert defaults.setdefault(argument.name, argument.default) == argument.default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be at least 2"),
+        ({"beta_start": 0.1}, "The betas go from 0.1 to 0.02"),
+        ({"beta_end": 1.0}, "The betas go from 0.0001 to 1.0"),
+        ({"min_snr_gamma": math.inf}, "min_snr_gamma is inf"),
+    ],
+)
+def test_noise_levels_that_are_none_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DDPMObjective(**arguments)

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 from demo_diffusion import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
-from demo_diffusion.pipelines.samplers import SAMPLERS, create_sampler
+from demo_diffusion.pipelines.samplers import create_sampler
 from demo_diffusion.pipelines.scheduler_fit import objective_of, set_timesteps
 from demo_diffusion.schedulers.flow_match_sde import DIFFUSION_FORMS, score_from_velocity
 from tests.support.goldens import load_golden
@@ -278,7 +278,7 @@ def test_ddim_s_steps_end_where_the_next_ones_start():
 def test_dpm_solver_brings_samples_to_the_data(objective):
     """The exact prediction for data N(0, 0.5²), in 100 steps, from a scheduler that any other sampler left."""
     scheduler = objective.scheduler()
-    for name in SAMPLERS["ddpm" if isinstance(objective, DDPMObjective) else "flow"]:
+    for name in objective.samplers:
         sampler = create_sampler(create_sampler(scheduler, name), "dpm_solver")
         set_timesteps(sampler, 100, torch.device("cpu"))
         x = torch.randn(1, 1, 200, 200)
@@ -306,8 +306,8 @@ def test_samplers_by_name(objective, caplog):
     kind = "ddpm" if isinstance(objective, DDPMObjective) else "flow"
     scheduler = objective.scheduler()
     assert create_sampler(scheduler, None) is scheduler
-    assert type(create_sampler(scheduler, next(iter(SAMPLERS[kind])))) is type(scheduler)
-    for name, (scheduler_class, _) in SAMPLERS[kind].items():
+    assert type(create_sampler(scheduler, next(iter(objective.samplers)))) is type(scheduler)
+    for name, (scheduler_class, _) in objective.samplers.items():
         sampler = create_sampler(scheduler, name)
         assert type(sampler) is scheduler_class and objective_of(sampler) == kind
     with pytest.raises(ValueError, match=f"sampler is 'plms'.*{name}"):

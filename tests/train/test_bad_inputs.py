@@ -82,7 +82,7 @@ BAD_INPUTS = {
     "unknown section": (yaml_file("modell:\n  num_layers: 1\n"), "has no \\['modell'\\]; it may have"),
     "unknown field": (yaml_file("model:\n  layers: 1\n"), "'model' has no \\['layers'\\]; it may have"),
     "field twice": (yaml_file("data:\n  resolution: 8\n  resolution: 16\n"), "'resolution'.* stand twice"),
-    "wrong type": (yaml_file("optimization:\n  num_steps: many\n"), "num-steps: invalid int value: 'many'"),
+    "wrong type": (yaml_file("optimization:\n  num_steps: many\n"), "--num_steps: invalid int value: 'many'"),
     "negative rate": ({"learning_rate": -1}, "learning_rate is -1.0; it must be positive"),
     "no such preset": ({"transformer": "DEMO-M/2"}, "DEMO-M/2.*DEMO-S/2"),
     "no dataset": ({"dataset": "./nowhere", "resolution": 8}, "no dataset at ./nowhere"),

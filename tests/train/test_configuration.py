@@ -1,14 +1,18 @@
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from demo_diffusion.cli.config_file import to_yaml
+from demo_diffusion.cli.options import options_of
 from demo_diffusion.models import DEMOTransformer2DModel
 from demo_diffusion.models.transformer_dit import DiTModel
 from demo_diffusion.objectives import DDPMObjective, FlowObjective
 from demo_diffusion.train.diffusion.build import create_network, create_objective
 from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.engine.run_folder import changed_settings
 from tests.support.sizes import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +79,7 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--learning_rate", "nan"], "learning_rate is nan"),
         ("", ["--sample_every", "-1"], "sample_every is -1; it must be at least 0"),
         ("", ["--seed", "-1"], "seed is -1"),
+        ("", ["--attention_mode", "global"], "argument --attention_mode: invalid choice: 'global'"),
         ("", ["--objective", "ddpm", "--timestep_sampling", "logit_normal"], "needs objective 'flow'"),
         ("", ["--objective", "ddpm", "--direction_weight", "1"], "direction_weight 1.0 needs objective 'flow'"),
         ("", ["--objective", "flow", "--min_snr_gamma", "5"], "min_snr_gamma 5.0 needs objective 'ddpm'"),
@@ -158,6 +163,62 @@ def test_todays_setting_differs_from_the_paper_s_in_what_it_says(size):
         network = create_network(config.model, objective, in_channels=4, sample_size=32, num_classes=1000)
     assert network.config.qk_norm and network.config.window_position == "bias" and network.config.out_channels == 4
     assert (objective.timestep_sampling, objective.direction_weight) == ("logit_normal", 1)
+
+
+TODAYS_FIELDS = {  # by which saved runs and configs are read
+    "model": "transformer patch_size num_layers num_attention_heads attention_head_dim expansion_ratio attention_mode "
+    "window_size kernel_size batch_norm mlp_ratio out_channels timestep_scale reverse_time qk_norm rotary_positions "
+    "window_position",
+    "objective": "objective timestep_sampling direction_weight prediction_type min_snr_gamma zero_terminal_snr "
+    "label_dropout",
+}
+
+
+def test_sections_are_made_from_networks_and_objectives():
+    config = parse_config([])
+    for section, names in TODAYS_FIELDS.items():
+        assert set(names.split()) <= set(vars(getattr(config, section)))
+    for network_class in (DEMOTransformer2DModel, DiTModel):
+        arguments = set(inspect.signature(network_class).parameters) - {"sample_size", "in_channels", "num_classes"}
+        assert arguments <= set(vars(config.model))
+    assert not {"sample_size", "in_channels", "num_classes"} & set(vars(config.model))
+    for objective_class in (DDPMObjective, FlowObjective):
+        for name, parameter in inspect.signature(objective_class).parameters.items():
+            assert getattr(config.objective, name) == parameter.default
+    defaults = {each.name: each.default for each in options_of(type(config)) if each.section == "model"}
+    assert set(defaults.values()) == {None, "DEMO-S/2"}
+
+
+def test_every_option_of_a_network_reaches_it():
+    config = parse_config(["--norm_eps", "1e-5", "--window_position", "bias", "--batch_norm", "false"])
+    with torch.device("meta"):
+        network = create_network(config.model, create_objective(config.objective), 4, 8, 10)
+    assert (network.config.norm_eps, network.config.window_position, network.config.batch_norm) == (1e-5, "bias", False)
+    config = parse_config(["--objective", "flow", "--timestep_sampling", "logit_normal", "--logit_mean", "-0.5"])
+    assert create_objective(config.objective).logit_mean == -0.5
+
+
+def test_a_run_of_an_older_version_is_the_same_run():
+    config = parse_config(["--min_snr_gamma", "5"])
+    saved = yaml.safe_load(to_yaml(config))
+    for section, names in TODAYS_FIELDS.items():
+        saved[section] = {name: value for name, value in saved[section].items() if name in names.split()}
+    assert changed_settings(saved, config) == []
+    assert changed_settings(saved, parse_config(["--min_snr_gamma", "5", "--norm_eps", "1e-5"])) == [
+        "norm_eps (was None, now 1e-05)"
+    ]
+
+
+def test_help_has_the_docstrings_lines_and_the_registries_names(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "--attention_mode {none,neighborhood,remote,spanning}" in text
+    assert "odd side of the depthwise convolution (DEMO)" in text and "width of the MLP over D (DiT, SiT)" in text
+    assert "mean and standard deviation of the logit-normal's z (flow)" in text
+    assert "ddpm: ddpm, ddim, dpm_solver; flow: euler, heun, dpm_solver, dopri5, sde" in text
+    assert "optimizer steps; positive (default: 400000)" in text
 
 
 def test_channels_that_do_not_fit_the_objective_are_refused():

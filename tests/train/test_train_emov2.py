@@ -387,7 +387,7 @@ def test_every_config_is_read(name):
         ({"warmup_epochs": 1, "warmup_steps": 1, "lr_schedule": "cosine"}, "give one of them"),
         ({"model": "EMOv3-5M"}, "EMOv3-5M.*known are"),
         ({"attention_head_dims": [3, 3, 3, 3]}, "must divide the width"),
-        ({"crop_pct": 1.5}, "crop_pct is 1.5; it must be at most 1"),
+        ({"crop_pct": 1.5}, r"crop_pct is 1.5; it must be in \(0, 1\]"),
         ({"flip_probability": 2}, r"must be in \[0, 1\]"),
         ({"image_mean": [0.5]}, "three numbers"),
         ({"image_std": [0.5, 0, 0.5]}, "must be positive"),

@@ -245,7 +245,6 @@ def test_compiled_blocks_train_the_same(tmp_path):
         ({"dataset": "IMAGES", "resolution": 33, "patch_size": 2}, "sample_size is 33"),
         ({"objective": "ddpm", "timestep_scale": 1, "num_inference_steps": 2000}, "num_inference_steps.*1000"),
         ({"vae": "TRANSFORMER"}, "TRANSFORMER.*(cannot be read|must be an AutoencoderKL)"),
-        ({"attention_mode": "global"}, "'global'"),
     ],
 )
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is allowed there")

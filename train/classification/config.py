@@ -1,38 +1,31 @@
 """Everything that a training of EMOv2 or EMOv1 can be told."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from demo_diffusion.cli.config_file import read_config
-from demo_diffusion.cli.options import check_ranges, option
+from demo_diffusion.cli.options import check_options, option
 from demo_diffusion.data.images import DataConfig
 from demo_diffusion.models.emov2.presets import emov2_config
+from demo_diffusion.models.spanning_attention import ATTENTION_MODES
 from demo_diffusion.train.engine.config import OptimizationConfig, RunConfig, check_common
 
 
 @dataclass
-class EMOv2ModelConfig:
+class ClassificationModelConfig:
     """The network: a preset and what differs from it. None or an empty list keeps the preset's value."""
 
-    _argument_group_name = "model"
-
     model: str = option("EMOv2-5M", "preset, one of demo_diffusion.list_emov2()")
-    hidden_sizes: list[int] = field(default_factory=list, metadata={"help": "width of each of the four stages"})
-    depths: list[int] = field(default_factory=list, metadata={"help": "blocks of each stage"})
-    expansion_ratios: list[float] = field(
-        default_factory=list, metadata={"help": "width of a block's value over its input, for each stage"}
+    hidden_sizes: list[int] = option([], "width of each of the four stages")
+    depths: list[int] = option([], "blocks of each stage")
+    expansion_ratios: list[float] = option([], "width of a block's value over its input, for each stage")
+    attention_head_dims: list[int] = option([], "width of a head's queries and keys in each stage")
+    attention_modes: list[str] = option(
+        [], f"windows that the tokens of each stage attend to: {', '.join(ATTENTION_MODES)}"
     )
-    attention_head_dims: list[int] = field(
-        default_factory=list, metadata={"help": "width of a head's queries and keys in each stage"}
-    )
-    attention_modes: list[str] = field(
-        default_factory=list, metadata={"help": "none, neighborhood, remote or spanning for each stage"}
-    )
-    kernel_sizes: list[int] = field(
-        default_factory=list, metadata={"help": "odd side of the depthwise convolutions of each stage"}
-    )
+    kernel_sizes: list[int] = option([], "odd side of the depthwise convolutions of each stage")
     window_size: int | None = option(None, "side of the attention windows in tokens")
     drop_path_rate: float | None = option(None, "stochastic depth of the last block; it rises linearly from 0")
     layer_scale_init_value: float | None = option(None, "of each block's LayerScale")
@@ -48,34 +41,29 @@ class EMOv2ModelConfig:
 class ClassificationDataConfig(DataConfig):
     """Labelled images to train on, and others to be measured on."""
 
-    resolution: int = option(224, "side in pixels that the network sees")
+    resolution: int = option(224, "side in pixels that the network sees", above=0)
     val_dataset: str | None = option(None, "images that accuracy is measured on; None: another split of the dataset")
     val_split: str = option("validation", "split of them")
-    crop_pct: float = option(0.875, "share of the shorter side that the centre crop of the measured images keeps")
-    image_mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_DEFAULT_MEAN), metadata={"help": "of each channel, subtracted"}
+    crop_pct: float = option(
+        0.875, "share of the shorter side that the centre crop of the measured images keeps", above=0, most=1
     )
-    image_std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_DEFAULT_STD), metadata={"help": "of each channel, divided by"}
-    )
+    image_mean: list[float] = option(list(IMAGENET_DEFAULT_MEAN), "of each channel, subtracted")
+    image_std: list[float] = option(list(IMAGENET_DEFAULT_STD), "of each channel, divided by")
 
 
 @dataclass
 class AugmentationConfig:
     """Random changes of the training images; timm makes them."""
 
-    _argument_group_name = "augmentation"
-
-    min_crop_area: float = option(0.08, "least share of an image's area in a random crop, whose sides are 3:4 to 4:3")
-    flip_probability: float = option(0.5, "share of horizontally mirrored images")
-    auto_augment: str | None = option(None, "timm's policy, such as rand-m9-mstd0.5-inc1; None: none")
-    random_erasing: float = option(0.0, "share of images with a rectangle of noise")
-    mixup: float = option(0.0, "alpha of mixup; 0: none. With cutmix too, each step takes one of them")
-    cutmix: float = option(0.0, "alpha of cutmix; 0: none")
-    multi_scale: list[int] = field(
-        default_factory=list,
-        metadata={"help": "sides in pixels, one of which each step draws; empty: always resolution"},
+    min_crop_area: float = option(
+        0.08, "least share of an image's area in a random crop, whose sides are 3:4 to 4:3", above=0, most=1
     )
+    flip_probability: float = option(0.5, "share of horizontally mirrored images", least=0, most=1)
+    auto_augment: str | None = option(None, "timm's policy, such as rand-m9-mstd0.5-inc1; None: none")
+    random_erasing: float = option(0.0, "share of images with a rectangle of noise", least=0, below=1)
+    mixup: float = option(0.0, "alpha of mixup; 0: none. With cutmix too, each step takes one of them", least=0)
+    cutmix: float = option(0.0, "alpha of cutmix; 0: none", least=0)
+    multi_scale: list[int] = option([], "sides in pixels, one of which each step draws; empty: always resolution")
 
     @property
     def mixes(self) -> bool:
@@ -86,21 +74,19 @@ class AugmentationConfig:
 class ClassificationObjectiveConfig:
     """Cross-entropy, and the likeness to a teacher."""
 
-    _argument_group_name = "objective"
-
-    label_smoothing: float = option(0.1, "share of the target that is spread over all classes")
+    label_smoothing: float = option(0.1, "share of the target that is spread over all classes", least=0, below=1)
     teacher: str | None = option(None, "folder or hub id (timm/… too) of a classifier to distil; None: none")
-    distillation_weight: float = option(5.0, "of the teacher's term, beside 1 for the labels'")
-    distillation_temperature: float = option(1.0, "both networks' logits are divided by it")
+    distillation_weight: float = option(5.0, "of the teacher's term, beside 1 for the labels'", least=0)
+    distillation_temperature: float = option(1.0, "both networks' logits are divided by it", above=0)
 
 
 @dataclass
 class ClassificationOptimizationConfig(OptimizationConfig):
     """AdamW and its surroundings. The length is given in epochs or in steps."""
 
-    epochs: float | None = option(None, "passes over the data, instead of num_steps")
-    warmup_epochs: float | None = option(None, "epochs of linear warm-up, instead of warmup_steps")
-    num_steps: int | None = option(None, "optimizer steps")
+    epochs: float | None = option(None, "passes over the data, instead of num_steps", above=0)
+    warmup_epochs: float | None = option(None, "epochs of linear warm-up, instead of warmup_steps", least=0)
+    num_steps: int | None = option(None, "optimizer steps", above=0)
 
     def in_steps(self, num_samples: int) -> "ClassificationOptimizationConfig":
         """The same with lengths in steps."""
@@ -118,8 +104,8 @@ class ClassificationRunConfig(RunConfig):
     """Where results go, and how often."""
 
     output_dir: str = option("runs/emov2", "folder of this run; an unfinished run in it is resumed")
-    eval_every: int = option(0, "steps between measurements of the moving average; 0: only at the end")
-    eval_batch_size: int = option(128, "measured images at once on a process")
+    eval_every: int = option(0, "steps between measurements of the moving average; 0: only at the end", least=0)
+    eval_batch_size: int = option(128, "measured images at once on a process", above=0)
 
 
 @dataclass
@@ -130,7 +116,7 @@ class ClassificationTrainingConfig:
         ValueError: if a value is not allowed or two contradict each other.
     """
 
-    model: EMOv2ModelConfig
+    model: ClassificationModelConfig
     data: ClassificationDataConfig
     augmentation: AugmentationConfig
     objective: ClassificationObjectiveConfig
@@ -138,14 +124,8 @@ class ClassificationTrainingConfig:
     run: ClassificationRunConfig
 
     def __post_init__(self):
-        check_common(self.data, self.optimization, self.run)
-        values = {name: value for section in vars(self).values() for name, value in vars(section).items()}
-        check_ranges(
-            values,
-            positive=("epochs", "distillation_temperature", "eval_batch_size", "crop_pct", "min_crop_area"),
-            not_negative=("warmup_epochs", "eval_every", "mixup", "cutmix", "distillation_weight"),
-            shares=("label_smoothing", "random_erasing"),
-        )
+        check_options(self)
+        check_common(self.optimization)
         emov2_config(self.model.model, **self.model.overrides())
         _check_length(self.optimization)
         _check_images(self.data, self.augmentation)
@@ -180,10 +160,5 @@ def _check_images(data: ClassificationDataConfig, augmentation: AugmentationConf
             raise ValueError(f"{name} is {getattr(data, name)}; it must have three numbers, for red, green and blue.")
     if min(data.image_std) <= 0:
         raise ValueError(f"image_std is {data.image_std}; its numbers must be positive.")
-    for name, value in (("crop_pct", data.crop_pct), ("min_crop_area", augmentation.min_crop_area)):
-        if value > 1:
-            raise ValueError(f"{name} is {value}; it must be at most 1.")
-    if not 0 <= augmentation.flip_probability <= 1:
-        raise ValueError(f"flip_probability is {augmentation.flip_probability}; it must be in [0, 1].")
     if min(augmentation.multi_scale, default=1) < 1:
         raise ValueError(f"multi_scale is {augmentation.multi_scale}; it must hold positive sides in pixels.")

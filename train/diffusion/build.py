@@ -1,8 +1,8 @@
 """Creates the objective, the network and the pipeline that a config describes."""
 
-from demo_diffusion import DEMOPipeline, create_transformer
+from demo_diffusion import DEMOPipeline, create_transformer, objectives
 from demo_diffusion.models import ClassConditionalTransformer
-from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from demo_diffusion.objectives import Objective
 from demo_diffusion.pipelines.samplers import create_sampler
 
 from .config import DiffusionTrainingConfig, ModelConfig, ObjectiveConfig
@@ -10,7 +10,7 @@ from .data import DiffusionData
 
 
 def create_network(
-    config: ModelConfig, objective: DDPMObjective | FlowObjective, in_channels: int, sample_size: int, num_classes: int
+    config: ModelConfig, objective: Objective, in_channels: int, sample_size: int, num_classes: int
 ) -> ClassConditionalTransformer:
     """The network, with new weights.
 
@@ -35,7 +35,7 @@ def create_network(
 def create_pipeline(
     config: DiffusionTrainingConfig,
     data: DiffusionData,
-    objective: DDPMObjective | FlowObjective,
+    objective: Objective,
     network: ClassConditionalTransformer,
 ) -> DEMOPipeline:
     """A pipeline around a trained network, with the config's sampler and the data's autoencoder and labels."""
@@ -43,11 +43,6 @@ def create_pipeline(
     return DEMOPipeline(network, sampler, data.vae, data.id2label, **data.pipeline_statistics)
 
 
-def create_objective(config: ObjectiveConfig) -> DDPMObjective | FlowObjective:
-    if config.objective == "flow":
-        return FlowObjective(config.timestep_sampling, direction_weight=config.direction_weight)
-    return DDPMObjective(
-        prediction_type=config.prediction_type,
-        min_snr_gamma=config.min_snr_gamma,
-        zero_terminal_snr=config.zero_terminal_snr,
-    )
+def create_objective(config: ObjectiveConfig) -> Objective:
+    """Raises ValueError if a setting is not allowed or another objective's."""
+    return objectives.create_objective(config.objective, **config.settings())
