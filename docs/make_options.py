@@ -20,9 +20,9 @@ COMMANDS = {
 }
 INTRODUCTION = """# Options
 
-Made from the code by `python docs/make_options.py`. The two trainings take `--config FILE.yaml`, with the sections below, and
-every field as an option (`--num_steps 500`). Without a default, an optional field is off; `none` undoes a file's
-(`--vae none`). The other commands take options alone, and print theirs with `--help`.
+Made from the code by `python docs/make_options.py`. The two trainings take `--config FILE.yaml`, with the sections
+below, and every field as an option (`--num_steps 500`). In `model` a field without a default keeps the preset's value.
+`none` undoes what a file sets, where that is allowed (`--vae none`). `--help` of the other commands prints theirs.
 """
 
 
@@ -38,7 +38,7 @@ def chapter(command: str, config: type) -> str:
     lines = [f"## {command}", "", summary(config), ""]
     for section, options in sections.items():
         lines += [f"### {section} of {command}", ""] if section else []
-        lines += ["| option | type | default | what |", "|---|---|---|---|", *map(row, options), ""]
+        lines += ["| option | type | default | range | what |", "|---|---|---|---|---|", *map(row, options), ""]
     return "\n".join(lines)
 
 
@@ -50,8 +50,8 @@ def row(each: Option) -> str:
     kind = " \\| ".join(f"`{choice}`" for choice in each.choices) or each.type.__name__
     kind = f"list of {kind}" if each.is_list else kind
     default = "required" if each.is_required else format_default(each.default)
-    text = each.help if each.allowed is None else f"{each.help}; {each.allowed}"
-    return f"| `{each.name}` | {kind} | {default} | {text.replace('|', chr(92) + '|')} |"
+    cells = (f"`{each.name}`", kind, default, "" if each.allowed is None else str(each.allowed), each.help)
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def format_default(value: object) -> str:
