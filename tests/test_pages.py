@@ -332,6 +332,21 @@ def test_links_can_be_wrong(link):
     assert broken_links(ROOT / "README.md", f"# A page\n\nSee {link}.\n") != []
 
 
+def dead_references(sources: dict[str, str]) -> list[str]:
+    """Pages that code and configs name and that do not exist."""
+    named = [(file, page) for file, text in sources.items() for page in re.findall(r"docs/[\w./]+\.md", text)]
+    return [f"{file} names {page}" for file, page in named if not (ROOT / page).is_file()]
+
+
+def test_code_names_pages_that_exist():
+    files = [
+        file for folder in FOLDERS.split("|") for end in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{end}")
+    ]
+    sources = {str(file.relative_to(ROOT)): file.read_text() for file in files if file != Path(__file__)}
+    assert dead_references(sources) == []
+    assert dead_references({"a.py": "docs/nothing.md explains it."}) == ["a.py names docs/nothing.md"]
+
+
 def test_a_line_can_be_too_wide():
     assert too_wide("word " * 30) != []
 
