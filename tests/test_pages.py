@@ -363,8 +363,21 @@ def test_the_list_of_pages_is_whole():
     assert {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]} == listed | {"README.md"}
 
 
+def script_of(path: str):
+    specification = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
+
+
 def test_the_page_of_options_is_made_from_the_code():
-    specification = importlib.util.spec_from_file_location("make_options", ROOT / "docs/make_options.py")
-    make_options = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(make_options)
+    make_options = script_of("docs/make_options.py")
     assert make_options.TARGET.read_text() == make_options.page(), "run `python docs/make_options.py`"
+
+
+def test_the_picture_of_the_block_can_be_drawn(tmp_path, monkeypatch):
+    picture = script_of("docs/figures/i2rmb.py")
+    assert picture.TARGET.is_file()
+    monkeypatch.setattr(picture, "TARGET", tmp_path / "i2rmb.png")
+    picture.main()
+    assert (tmp_path / "i2rmb.png").read_bytes().startswith(b"\x89PNG")
