@@ -10,7 +10,7 @@ python eval/benchmark.py classifiers --models EMOv2-1M --against edgenext_xx_sma
 Each round calls every network once. A table has the median time and the median over the rounds of its ratio to DiT's,
 beside the time that the arithmetic alone would take on this machine. Of classifiers the i-th of --models is compared
 with the i-th of --against, EMOv2 with its BatchNorms folded, each in the memory format of the input that is the faster
-for it. docs/speed.md explains each column.
+for it. docs/reference/benchmark_columns.md explains each column.
 """
 
 import argparse

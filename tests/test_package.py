@@ -5,12 +5,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import tomllib
 
-ROOT = Path(__file__).parents[1]
+from tests.support.project import PYPROJECT, ROOT
+
 LIBRARY, COMMANDS = ("demo_diffusion", "pipelines"), ("train", "eval")
 OURS = {"demo_diffusion", "tests"}
 # Module -> its project, where the names differ; PyTorch brings Triton where there is one.
@@ -36,7 +35,7 @@ def normalized(project: str) -> str:
 
 def undeclared(sources: dict[str, str]) -> list[str]:
     """Imports of packages that are not declared: those of commands and functions may be extras."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = PYPROJECT["project"]
     needed = {normalized(each) for each in project["dependencies"]}
     extras = {normalized(each) for extra in project["optional-dependencies"].values() for each in extra}
     return [

@@ -13,13 +13,8 @@ from demo_diffusion import DEMOPipeline, FlowMatchDopri5Scheduler, FlowMatchSDES
 from demo_diffusion.models import AutoencoderTAEF2
 from tests.support.goldens import GOLDENS
 from tests.support.networks import tiny_dit, tiny_transformer
+from tests.support.project import PYPROJECT, ROOT
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10, where pytest brings it
-    import tomli as tomllib
-
-ROOT = Path(__file__).parents[1]
 # Where the modules of the package lie: package -> folder.
 FOLDERS = {
     "demo_diffusion.pipelines": "pipelines",
@@ -152,7 +147,7 @@ def test_the_rules_of_doors_can_be_broken(text):
 
 
 def test_every_folder_is_packaged():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = PYPROJECT["tool"]["setuptools"]
     folders = {module_of(path) for path in read_sources() if path.endswith("__init__.py")}
     assert sorted(settings["packages"]) == sorted(folders)
     without = [folder for folder in folders_with_code() if not (folder / "__init__.py").is_file()]

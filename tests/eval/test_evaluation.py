@@ -128,7 +128,7 @@ def test_nearest():
 
 
 def test_distances_grow_with_the_damage(tmp_path):
-    """Half against half is lowest; then noise in its order. More kinds: tests/evaluation_proof.py."""
+    """Half against half is lowest; then noise in its order. More kinds: eval/studies/metric_sensitivity.py."""
     extractor = EfficientNetExtractor()
     pictures(tmp_path / "all", 160, seed=3)
     source = SampleFolder(tmp_path / "all")

@@ -1,10 +1,20 @@
 """Each study runs on its smallest input."""
 
+import contextlib
+
+import pytest
 import torch
 
 from demo_diffusion.data.latents import LatentTable
-from demo_diffusion.eval.studies import latent_stores, loading, pipeline_overhead
+from demo_diffusion.eval.studies import (
+    evaluation_speed,
+    latent_stores,
+    loading,
+    metric_sensitivity,
+    pipeline_overhead,
+)
 from demo_diffusion.train.cache_latents import main as cache_latents
+from tests.support.evaluation import pictures
 from tests.support.images import image_folder
 from tests.support.pipelines import tiny_vae
 
@@ -48,3 +58,28 @@ def test_pipeline_overhead(capsys):
     finally:
         torch.set_num_threads(threads)
     assert list(rows_of(capsys.readouterr().out)) == list(pipeline_overhead.samplers())
+
+
+def test_metric_sensitivity(tmp_path, capsys):
+    pictures(tmp_path / "data/one", 6)
+    pictures(tmp_path / "data/two", 6, seed=1)
+    with contextlib.suppress(SystemExit):  # so few images need not be in order
+        metric_sensitivity.main([str(tmp_path / "data"), "--half=6"])
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == list(metric_sensitivity.DAMAGES) and all(frechet > 0 for frechet, _ in rows.values())
+    assert rows["noise 40"][0] > rows["noise 5"][0]
+
+
+def test_metric_sensitivity_fails_where_the_order_is_wrong(tmp_path, monkeypatch):
+    pictures(tmp_path / "data/one", 2)
+    wrong = dict.fromkeys(metric_sensitivity.DAMAGES, (1.0, 0.0))
+    monkeypatch.setattr(metric_sensitivity, "distances", lambda images: wrong)
+    with pytest.raises(SystemExit, match="not in the order of the damage"):
+        metric_sensitivity.main([str(tmp_path / "data"), "--half=1"])
+
+
+def test_evaluation_speed(two_sets, random_inception, capsys):
+    with contextlib.suppress(SystemExit):  # of so few images the features are not what takes the time
+        evaluation_speed.main([str(two_sets[0]), f"--inception_weights={random_inception}", "--rounds=1"])
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == ["torch-fidelity", "evaluation"] and all(rate > 0 for (rate,) in rows.values())
