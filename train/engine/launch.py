@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.data.images import ImageError
 
 from .stop_request import StopRequest
@@ -17,14 +18,11 @@ def run_training(create_trainer: Callable[[], Trainer]) -> None:
             that it cannot work with.
     """
     with StopRequest() as stop_request:
-        try:
+        with one_line_for_mistakes((ValueError,)):
             trainer = create_trainer()
-        except ValueError as error:
-            sys.exit(f"error: {error}")
         try:
-            trainer.run(stop_request)
+            with one_line_for_mistakes((OSError, FloatingPointError, ImageError)):
+                trainer.run(stop_request)
         except KeyboardInterrupt:
             kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
             sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
-        except (OSError, FloatingPointError, ImageError) as error:
-            sys.exit(f"error: {error}")
