@@ -3,6 +3,7 @@ import os
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported: its kernels then run on the CPU
@@ -14,6 +15,11 @@ from tests.support.evaluation import lite_reference, random_inception, two_sets 
 def seed():
     torch.manual_seed(0)
     torch.compiler.reset()  # else models of many tests share one cache of compiled code, whose size is limited
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)  # else a test would see the settings of another
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,6 @@ from demo_diffusion.eval.metrics.accuracy import change_crop, measure_accuracy
 CLASSES = ("blue", "green", "red")
 
 
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """Two pictures of each colour in a grey margin, which a centre crop of half the side leaves out."""

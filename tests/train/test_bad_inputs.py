@@ -4,7 +4,6 @@ import re
 
 import datasets
 import pytest
-from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
 from PIL import Image
 
@@ -13,11 +12,6 @@ from demo_diffusion.train.cache_latents import main as cache_latents
 from tests.support.images import image_folder, picture
 from tests.support.pipelines import tiny_vae
 from tests.support.runs import train
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def yaml_file(text: str):

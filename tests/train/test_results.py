@@ -4,7 +4,6 @@ import json
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 from demo_diffusion.records.figures import save_loss_curves
@@ -15,11 +14,6 @@ from tests.support.runs import ROOT, train
 
 THEIRS = ("stabilityai/sd-vae-ft-ema", 1000)
 IMAGENET = ROOT / "configs/diffusion/imagenet256"
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config_of(name: str, *overrides: str):

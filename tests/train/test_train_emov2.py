@@ -57,11 +57,6 @@ EVERYTHING_RANDOM = {
 }
 
 
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return picture_folder(tmp_path_factory.mktemp("pictures"))

@@ -28,11 +28,6 @@ from tests.support.runs import ROOT, arguments, first_steps_of, state_of, train
 DIT = {"config": ROOT / "configs/diffusion/digits/dit.yaml", "warmup_steps": 0}  # has no BatchNorm
 
 
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def trainer_of(output_dir, **options) -> DiffusionTrainer:
     AcceleratorState._reset_state(reset_partial_state=True)
     return DiffusionTrainer(parse_config(arguments(output_dir, **options)))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -28,11 +27,6 @@ from demo_diffusion.train.diffusion.config import parse_config
 from tests.support.images import image_folder
 from tests.support.pipelines import tiny_taesd, tiny_vae
 from tests.support.runs import ROOT, SMALL, arguments, state_of, train
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_run_leaves_everything_that_is_promised(tmp_path):
