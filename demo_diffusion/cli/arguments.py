@@ -29,27 +29,32 @@ def arguments_of(owner: type) -> Iterator[Argument]:
         yield Argument(name, hints[name], parameter.default, lines[name])
 
 
-def merged_arguments(owners: Mapping[str, type], without: Collection[str] = ()) -> list[Argument]:
+def merged_arguments(
+    owners: Mapping[str, type], without: Collection[str] = (), same_defaults: bool = False
+) -> list[Argument]:
     """The arguments of several classes, each once; where not all have it, its help ends in the names of those that do.
 
     Args:
         owners: name -> class.
         without: arguments to leave out.
+        same_defaults: an argument must have one default in all classes, for options that take it from here.
 
     Raises:
-        TypeError: if an argument has another type or default in another class.
+        TypeError: if an argument has another type in another class, or another default where that is not allowed.
     """
     found: dict[str, dict[str, Argument]] = {}
     for owner, owner_class in owners.items():
         for argument in arguments_of(owner_class):
             found.setdefault(argument.name, {})[owner] = argument
-    return [_merge(each, owners) for name, each in found.items() if name not in without]
+    return [_merge(each, owners, same_defaults) for name, each in found.items() if name not in without]
 
 
-def _merge(found: Mapping[str, Argument], owners: Collection[str]) -> Argument:
+def _merge(found: Mapping[str, Argument], owners: Collection[str], same_defaults: bool) -> Argument:
     first = next(iter(found.values()))
     if any(other.type != first.type for other in found.values()):
         raise TypeError(f"The argument {first.name} has different types in {', '.join(found)}.")
+    if same_defaults and any(other.default != first.default for other in found.values()):
+        raise TypeError(f"The argument {first.name} has different defaults in {', '.join(found)}.")
     return first if len(found) == len(owners) else first._replace(help=f"{first.help} ({', '.join(found)})")
 
 

@@ -21,7 +21,8 @@ class DDPMObjective(Objective):
 
     Args:
         num_train_timesteps: number of steps; a timestep is an integer in [0, num_train_timesteps).
-        beta_start, beta_end: first and last beta (DDPM, arXiv 2006.11239).
+        beta_start: first beta (DDPM, arXiv 2006.11239).
+        beta_end: last beta.
         prediction_type: "epsilon" (the noise) or "v_prediction", √ᾱ · noise − √(1 − ᾱ) · x0 (arXiv 2202.00512, App. D).
         min_snr_gamma: weigh the MSE by min(SNR, gamma) / SNR, for v by min(SNR, gamma) / (SNR + 1)
             (arXiv 2303.09556, Sec. 3.4; gamma 5 there); None: do not.

@@ -27,7 +27,8 @@ class FlowObjective(Objective):
 
     Args:
         timestep_sampling: distribution of t; "logit_normal": t = sigmoid(z), z normal (arXiv 2403.03206, Sec. 3.1).
-        logit_mean, logit_std: mean and standard deviation of the logit-normal's z.
+        logit_mean: mean of the logit-normal's z.
+        logit_std: standard deviation of the logit-normal's z.
         direction_weight: weight of an added 1 − cos(prediction, velocity), the angle taken over the channels of each
             position (FasterDiT, arXiv 2410.10356, Sec. 3.3); 0: plain flow matching.
 

@@ -15,9 +15,9 @@ PARTIAL = ".partial"  # ends the name of whatever is not whole yet
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Has `write(path)` make a file or folder at a temporary path beside `target`, then renames it to `target`.
 
-    An earlier file or folder is replaced; if `write` fails or is killed, it stays. The temporary path bears the
-    target's name (some formats keep it) in a folder of its own, so that processes do not disturb each other. Missing
-    parents of `target` are made.
+    An earlier file or folder is replaced; if `write` fails or is killed, it stays. Replacing a folder takes two
+    renames, between which there is none. The temporary path bears the target's name (some formats keep it) in a folder
+    of its own, so that processes do not disturb each other. Missing parents of `target` are made.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL) as temporary:

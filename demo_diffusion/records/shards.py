@@ -1,6 +1,7 @@
 """Work kept in files of a few hundred items, so that any number of processes can go on where it stopped."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .files import remove_leftovers, write_whole
 POLL_SECONDS = 0.2
 
 
-class Shards:
+class Shards(ABC):
     """Shard i holds the items i · shard_size … in one safetensors file, which is whole or not there.
 
     A kind of shards says in `is_as_written` what its file must hold.
@@ -52,9 +53,9 @@ class Shards:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return False
 
+    @abstractmethod
     def is_as_written(self, shard: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bool:
-        """May raise KeyError, TypeError or ValueError if it is not."""
-        raise NotImplementedError
+        """Whether these are what was written; may raise KeyError, TypeError or ValueError if not."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

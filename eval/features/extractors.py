@@ -1,5 +1,6 @@
 """Networks whose features compare sets of images: FID's Inception, and EfficientNet-Lite0 for machines offline."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ class MiddleLayer:
         return self.output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float().cpu()
 
 
-class FeatureExtractor:
+class FeatureExtractor(ABC):
     """A network whose features are compared.
 
     Attributes:
@@ -51,9 +52,9 @@ class FeatureExtractor:
     fingerprint: str
     logits_are_imagenet: bool
 
+    @abstractmethod
     def __call__(self, images: torch.Tensor) -> Features:
         """Features of uint8 images (B, 3, H, W), on the CPU."""
-        raise NotImplementedError
 
     def metric_name(self, metric: str) -> str:
         """What a metric of these features is called: other networks' numbers must not bear the names of Inception's."""

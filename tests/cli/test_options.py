@@ -193,6 +193,22 @@ def test_arguments_without_a_line_or_with_two_types_are_refused():
         merged_arguments({"one": First, "two": Other})
 
 
+def test_options_that_take_their_default_from_classes_need_one_default():
+    class Another:
+        """Another.
+
+        Args:
+            mode: how.
+        """
+
+        def __init__(self, mode: str = "slow"): ...
+
+    owners = {"one": Second, "two": Another}
+    assert [each.name for each in merged_arguments(owners)] == ["size", "mode"]
+    with pytest.raises(TypeError, match="mode has different defaults in one, two"):
+        merged_arguments(owners, same_defaults=True)
+
+
 def test_a_section_takes_options_of_elsewhere():
     @with_options([("size", int | None, option(None, "of it"))])
     class Section:

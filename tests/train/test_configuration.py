@@ -216,7 +216,7 @@ def test_help_has_the_docstrings_lines_and_the_registries_names(capsys):
     assert stop.value.code == 0
     assert "--attention_mode {none,neighborhood,remote,spanning}" in text
     assert "odd side of the depthwise convolution (DEMO)" in text and "width of the MLP over D (DiT, SiT)" in text
-    assert "mean and standard deviation of the logit-normal's z (flow)" in text
+    assert "standard deviation of the logit-normal's z (flow)" in text
     assert "ddpm: ddpm, ddim, dpm_solver; flow: euler, heun, dpm_solver, dopri5, sde" in text
     assert "optimizer steps; positive (default: 400000)" in text
 

@@ -17,7 +17,7 @@ from demo_diffusion.train.engine.config import OptimizationConfig, RunConfig, ch
 # Not made from the networks: the data decide the first three, and out_channels follows the objective where it is None.
 NO_OPTIONS = ("sample_size", "in_channels", "num_classes", "out_channels")
 NETWORK_ARGUMENTS = merged_arguments(network_classes(), without=NO_OPTIONS)
-OBJECTIVE_ARGUMENTS = merged_arguments(OBJECTIVES)
+OBJECTIVE_ARGUMENTS = merged_arguments(OBJECTIVES, same_defaults=True)
 
 
 @with_options([(each.name, each.type | None, option(None, each.help)) for each in NETWORK_ARGUMENTS])
@@ -51,7 +51,10 @@ class ObjectiveConfig:
     """What the network learns to predict: an objective and its arguments."""
 
     objective: Literal[tuple(OBJECTIVES)] = option(
-        "ddpm", "; ".join(f"{name}: {inspect.getdoc(each).splitlines()[0]}" for name, each in OBJECTIVES.items())
+        "ddpm",
+        "; ".join(
+            f"{name}: {inspect.getdoc(each).splitlines()[0].removesuffix('.')}" for name, each in OBJECTIVES.items()
+        ),
     )
     label_dropout: float = option(0.1, "share of labels replaced by the null class", least=0, below=1)
 
