@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from demo_diffusion.cli.command import one_line_for_mistakes
+from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
 from demo_diffusion.records.tables import markdown_table
 
@@ -36,7 +37,9 @@ def our_row(run: Path) -> dict[str, str]:
     try:
         results = json.loads(path.read_text())
         metrics, fingerprint = dict(results["metrics"]), dict(results["fingerprint"])
-        numbers = {n: "unavailable" if value is None else f"{value:.4g}" for n, value in metrics.items()}
+        numbers = {
+            n: "unavailable" if finite_or_none(value) is None else f"{value:.4g}" for n, value in metrics.items()
+        }
         size = {}
         if "parameters" in fingerprint:
             size = {"parameters (M)": f"{fingerprint['parameters'] / 1e6:.1f}", "GMACs": f"{fingerprint['gmacs']:.1f}"}

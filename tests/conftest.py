@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported: its kernels then run on the CPU
 
-from tests.support.evaluation import lite_reference, random_inception, two_sets  # noqa: F401
+from tests.support.evaluation import lite_reference, random_inception, small_reference, two_sets  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

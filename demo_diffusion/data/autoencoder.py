@@ -133,6 +133,14 @@ def moments_shape(vae: Autoencoder, resolution: int) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
+def decoded_side(vae: Autoencoder, side: int) -> int:
+    """Side in pixels of the image that square latents of a side become; nothing is computed."""
+    with torch.device("meta"):
+        decoder = type(vae).from_config(vae.config)
+        return decoder.decode(torch.zeros(1, vae.config.latent_channels, side, side)).sample.shape[-1]
+
+
+@torch.no_grad()
 def latent_shape(vae: Autoencoder, resolution: int) -> tuple[int, int]:
     """(channels, side) of the latents of square images.
 

@@ -34,8 +34,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    """Writes a whole JSON file."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Writes a whole JSON file.
+
+    Raises:
+        ValueError: if a number is not finite, which JSON has no word for.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

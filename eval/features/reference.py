@@ -13,7 +13,7 @@ from demo_diffusion.records.files import read_npz, write_npz
 from demo_diffusion.records.hashes import file_hash
 
 from .extractors import FeatureExtractor
-from .moments import Moments
+from .moments import Moments, check_covariance
 
 MAX_KEPT = 10_000  # images whose features serve precision, recall and KID, as many as in ADM's file
 ARRAYS = ("mean", "covariance", "spatial_mean", "spatial_covariance", "features", "images")
@@ -83,7 +83,7 @@ class Reference:
         return reference
 
     def check(self, path: Path) -> None:
-        """Raises a ValueError if the arrays do not fit together or are not finite."""
+        """Raises a ValueError if the arrays do not fit together, are not finite, or a covariance is none."""
         width, spatial = self.mean.shape[-1:], self.spatial_mean.shape[-1:]
         expected = {
             "mean": width,
@@ -103,6 +103,17 @@ class Reference:
                 raise ValueError(f"{path}: {name} has values that are not finite.")
         if not len(self.features):
             raise ValueError(f"{path} has the features of no image.")
+        for name in ("covariance", "spatial_covariance"):
+            check_covariance(f"{path}: {name}", getattr(self, name))
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises a ValueError unless its images have the size (height, width) of the samples."""
+        if size != (ours := tuple(self.images.shape[1:3])):
+            raise ValueError(
+                f"The samples are {size[1]} × {size[0]} pixels, the reference's images {ours[1]} × {ours[0]}. A "
+                "distance between them would measure the resizing; make a reference with eval/reference.py "
+                f"--resolution {size[0]}, or bring the samples to its size first."
+            )
 
     def check_extractor(self, path: Path, name: str, fingerprint: str) -> None:
         """Raises a ValueError unless the reference was made with this extractor."""

@@ -4,6 +4,7 @@ A metric is a function of the samples' features and the reference; a row of `MET
 numbers are named as in the functions here, then as the extractor says (Inception's "fd" is "fid").
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -88,6 +89,10 @@ METRICS: tuple[Callable[[SampleFeatures, Reference], Scores], ...] = (
 
 
 def score(features: SampleFeatures, reference: Reference) -> Scores:
-    """All metrics under the extractor's names for them."""
+    """All metrics under the extractor's names for them; what comes out as no finite number is None."""
     numbers = {name: value for metric in METRICS for name, value in metric(features, reference).items()}
-    return {features.extractor.metric_name(name): value for name, value in numbers.items()}
+    return {features.extractor.metric_name(name): finite_or_none(value) for name, value in numbers.items()}
+
+
+def finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.records.run_records import read_accuracies, read_losses
 
@@ -145,8 +146,8 @@ def _read_score(results: Path, metrics: list[str]) -> tuple[int, dict[str, float
         raise ValueError(
             f"{results} is not what eval/evaluate.py writes to RUN/evaluation/step-N: {error!r}"
         ) from error
-    if missing := [name for name in metrics if scores.get(name) is None]:
-        measured = ", ".join(name for name, value in scores.items() if value is not None)
+    if missing := [name for name in metrics if finite_or_none(scores.get(name)) is None]:
+        measured = ", ".join(name for name, value in scores.items() if finite_or_none(value) is not None)
         raise ValueError(f"{results} has no {', '.join(missing)}; it has {measured}.")
     return step, scores, fingerprint
 

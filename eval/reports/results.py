@@ -37,7 +37,8 @@ class Evaluation:
         shards: the features.
 
     Raises:
-        ValueError: if the source has not so many images, or they are fewer than two.
+        ValueError: if the source has not so many images, they are fewer than two, or of another size than the
+            reference's.
     """
 
     out: Path
@@ -57,6 +58,8 @@ class Evaluation:
             raise ValueError(
                 f"--num_samples is {self.num_samples}; there are {len(self.source)} images, and at least 2 are needed."
             )
+        if self.reference is not None:
+            self.reference.check_size(self.source.size)
         self.shards = FeatureShards(self.out / "shards", self.num_samples, self.shard_size)
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from demo_diffusion.data.autoencoder import decoded_side
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.pipelines.samplers import create_sampler
 
@@ -63,6 +64,9 @@ class GeneratedSamples:
     def __init__(self, pipeline: DEMOPipeline, plan: SamplingPlan):
         self.pipeline, self.plan = pipeline, plan
         self.num_classes = pipeline.transformer.config.num_classes
+        side = pipeline.transformer.input_shape[-1]
+        side = side if pipeline.vae is None else decoded_side(pipeline.vae, side)
+        self.size = side, side
         self.labels_are_imagenet = self.num_classes == 1000
         self.labels = [self._label(index) for index in range(plan.num_samples)]
         pipeline.set_progress_bar_config(disable=True)

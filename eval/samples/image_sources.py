@@ -45,8 +45,9 @@ READERS = 4  # threads that decode
 
 
 class ImageSource(Protocol):
-    """n images of one size; `labels` are their classes, if known."""
+    """n images of one size, (height, width) in pixels; `labels` are their classes, if known."""
 
+    size: tuple[int, int]
     labels: list[int] | None
     labels_are_imagenet: bool
 
@@ -87,7 +88,8 @@ class SampleFolder(ReadImages):
             raise ValueError(f"{folder} holds {', '.join(others)} files; samples must be .png, which loses nothing.")
         if not self.files:
             raise ValueError(f"{folder} holds no .png file.")
-        self.size = read_image(self.files[0]).size
+        width, height = read_image(self.files[0]).size
+        self.size = height, width
 
     def __len__(self) -> int:
         return len(self.files)
@@ -97,8 +99,9 @@ class SampleFolder(ReadImages):
         image = read_image(path)
         if image.mode != "RGB":
             raise ValueError(f"{path} has mode {image.mode}; samples must be 8-bit RGB. Convert it first.")
-        if image.size != self.size:
-            raise ValueError(f"{path} is {image.size} pixels, but {self.files[0]} is {self.size}; sizes must be equal.")
+        if (image.height, image.width) != self.size:
+            first = self.size[::-1]
+            raise ValueError(f"{path} is {image.size} pixels, but {self.files[0]} is {first}; sizes must be equal.")
         return to_tensor(image)
 
 
@@ -118,6 +121,7 @@ class SampleArray(ReadImages):
             raise ValueError(
                 f"{path}: arr_0 is {self.images.dtype} of shape {self.images.shape}; it must be uint8 (N, H, W, 3)."
             )
+        self.size = self.images.shape[1:3]
         labels = content.get("arr_1")
         if labels is not None and (labels.shape != self.images.shape[:1] or labels.dtype.kind not in "iu"):
             raise ValueError(f"{path}: arr_1 is {labels.dtype} of shape {labels.shape}; it must be one label an image.")
@@ -142,7 +146,7 @@ class RealFolder(ReadImages):
     def __init__(self, folder: Path, resolution: int):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
-        self.resolution = resolution
+        self.resolution, self.size = resolution, (resolution, resolution)
         self.files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
         if not self.files:
             raise ValueError(f"{folder} holds no image; formats are {', '.join(IMG_EXTENSIONS)}.")
@@ -163,6 +167,7 @@ class TrainingImages(ReadImages):
 
     def __init__(self, images: LabelledImages):
         self.images = images.dataset
+        self.size = tuple(self.images[0][0].shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)

@@ -181,10 +181,10 @@ def features_of(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
 
 
-def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, lite_reference, capsys):
+def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, small_reference, capsys):
     pipeline = saved_pipeline(tmp_path / "pipeline")
     arguments = [
-        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "25",
+        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(small_reference), "--num_samples", "25",
         "--num_inference_steps", "3", "--guidance_scale", "2", "--shard_size", "10", "--batch_size", "5", *LITE,
     ]  # fmt: skip
     evaluate([*arguments, "--out", str(tmp_path / "run"), "--export", "true"])
@@ -205,7 +205,7 @@ def test_a_pipeline_is_sampled_scored_and_exported(tmp_path, lite_reference, cap
         again = torch.cat([*GeneratedSamples(pipeline, plan).batches(20, 25, 5)])
         assert np.array_equal(exported["arr_0"][20:], again.permute(0, 2, 3, 1).numpy())
     # What was exported scores the same.
-    evaluate(["--npz", str(tmp_path / "run/samples.npz"), "--reference", str(lite_reference), "--out",
+    evaluate(["--npz", str(tmp_path / "run/samples.npz"), "--reference", str(small_reference), "--out",
               str(tmp_path / "again"), "--shard_size", "10", "--batch_size", "5", *LITE])  # fmt: skip
     assert results_of(tmp_path / "again")["metrics"] == results["metrics"]
     sheet = Image.open(tmp_path / "run/contact_sheet.png")
@@ -240,10 +240,10 @@ def run_evaluation(processes: int, arguments: list[str], **options) -> subproces
     )
 
 
-def test_killed_and_continued_with_other_processes_gives_the_same_features(tmp_path, lite_reference):
+def test_killed_and_continued_with_other_processes_gives_the_same_features(tmp_path, small_reference):
     saved_pipeline(tmp_path / "pipeline")
     arguments = [
-        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "60",
+        "--pipeline", str(tmp_path / "pipeline"), "--reference", str(small_reference), "--num_samples", "60",
         "--num_inference_steps", "20", "--shard_size", "6", "--batch_size", "3", "--labels", "random", *LITE,
     ]  # fmt: skip
     killed = tmp_path / "killed"
@@ -363,7 +363,7 @@ def test_what_changes_the_numbers_is_in_the_fingerprint(tmp_path, two_sets, lite
     Image.open(images / "0001.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(images / "0000.png")
     with pytest.raises(SystemExit, match="holds an evaluation of other settings: images_sha256"):
         run(["--images", images, "--num_samples", 4])
-    saved_pipeline(tmp_path / "pipeline")
+    saved_pipeline(tmp_path / "pipeline", sample_size=32)
     sampling = ["--pipeline", tmp_path / "pipeline", "--num_samples", 4, "--num_inference_steps", 2]
     run(sampling, "sampled")
     config = tmp_path / "pipeline/transformer/config.json"
@@ -372,9 +372,9 @@ def test_what_changes_the_numbers_is_in_the_fingerprint(tmp_path, two_sets, lite
         run(sampling, "sampled")
 
 
-def test_a_mistake_does_not_spoil_the_folder(tmp_path, lite_reference):
+def test_a_mistake_does_not_spoil_the_folder(tmp_path, small_reference):
     saved_pipeline(tmp_path / "pipeline")
-    arguments = ["--pipeline", str(tmp_path / "pipeline"), "--reference", str(lite_reference), "--num_samples", "4",
+    arguments = ["--pipeline", str(tmp_path / "pipeline"), "--reference", str(small_reference), "--num_samples", "4",
                  "--out", str(tmp_path / "run"), "--num_inference_steps", "2", *LITE]  # fmt: skip
     with pytest.raises(SystemExit, match="guidance_scale is -1"):
         evaluate([*arguments, "--guidance_scale", "-1"])

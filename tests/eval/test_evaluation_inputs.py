@@ -127,7 +127,7 @@ def damaged_npz(tmp: Path) -> Path:
 
 
 def nan_pipeline(tmp: Path) -> Path:
-    transformer = tiny_transformer(in_channels=3, out_channels=3)
+    transformer = tiny_transformer(in_channels=3, out_channels=3, sample_size=32)
     with torch.no_grad():
         transformer.output.proj.bias.fill_(float("nan"))
     DEMOPipeline(transformer, FlowObjective().scheduler()).save_pretrained(tmp / "nan")

@@ -106,7 +106,10 @@ def test_memory_over_training_steps(tmp_path, monkeypatch):
 
 
 def test_memory_over_pipeline_calls():
-    pipeline, used = quiet(DEMOPipeline(tiny_transformer(in_channels=3, out_channels=3), FlowObjective().scheduler())), {}
+    pipeline, used = (
+        quiet(DEMOPipeline(tiny_transformer(in_channels=3, out_channels=3), FlowObjective().scheduler())),
+        {},
+    )
     for call in range(1, CALLS + 1):
         pipeline([0, 1, 2, 3], num_inference_steps=1 + call % 7, generator=torch.Generator().manual_seed(call))
         if call % WARM_UP_CALLS == 0:

@@ -57,8 +57,18 @@ def two_sets(tmp_path_factory) -> tuple[Path, Path]:
     return pictures(root / "samples", 40, seed=1, noise=20), pictures(root / "real", 40, seed=2)
 
 
+def reference_of(images: Path, resolution: int, folder: Path) -> Path:
+    path = folder / "reference.npz"
+    make_reference(["--images", str(images), "--resolution", str(resolution), "--out", str(path), *LITE])
+    return path
+
+
 @pytest.fixture(scope="session")
 def lite_reference(two_sets, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("reference") / "reference.npz"
-    make_reference(["--images", str(two_sets[1]), "--resolution", "32", "--out", str(path), *LITE])
-    return path
+    return reference_of(two_sets[1], 32, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def small_reference(two_sets, tmp_path_factory) -> Path:
+    """For samples of 8 pixels."""
+    return reference_of(two_sets[1], 8, tmp_path_factory.mktemp("small_reference"))

@@ -22,12 +22,13 @@ class Scoring:
     """Draws and scores samples on all processes, in RUN/evaluation/step-N.
 
     Raises:
-        ValueError: if the reference or its extractor cannot be had.
+        ValueError: if the reference or its extractor cannot be had, or its images have another resolution.
     """
 
-    def __init__(self, config: DiffusionRunConfig, run: Path, device: torch.device):
+    def __init__(self, config: DiffusionRunConfig, run: Path, resolution: int, device: torch.device):
         reference = Path(config.eval_reference)
         self.config, self.folder, self.reference = config, run / "evaluation", Reference.load(reference)
+        self.reference.check_size((resolution, resolution))
         self.extractor = create_extractor(self.reference.extractor, config.inception_weights, device)
         self.reference.check_extractor(reference, self.extractor.name, self.extractor.fingerprint)
 

@@ -56,7 +56,7 @@ class DiffusionTrainer(Trainer):
         """Creates the objective and the scoring, and checks the sampler."""
         run, device = self.config.run, self.accelerator.device
         self.objective = create_objective(self.config.objective).to(device)
-        self.scoring = Scoring(run, self.folder.path, device) if run.eval_every else None
+        self.scoring = Scoring(run, self.folder.path, self.config.data.resolution, device) if run.eval_every else None
         sampler = create_sampler(self.objective.scheduler(), run.sampler)
         set_timesteps(sampler, run.num_inference_steps, device)  # raises now what a grid would raise later
 
