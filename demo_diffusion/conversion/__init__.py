@@ -4,7 +4,7 @@ Read `__main__` (which source is what), `pipeline_folders`, then a format: `dit`
 """
 
 from .diffusers_dit import convert_diffusers_dit
-from .dit import convert_dit, convert_sit, to_official
+from .dit import convert_dit, convert_repa, convert_sit, to_official
 from .emov2 import convert_emov2
 
-__all__ = ["convert_diffusers_dit", "convert_dit", "convert_emov2", "convert_sit", "to_official"]
+__all__ = ["convert_diffusers_dit", "convert_dit", "convert_emov2", "convert_repa", "convert_sit", "to_official"]

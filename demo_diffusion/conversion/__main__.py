@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("source", help="official checkpoint (.pt, .pth, .safetensors), or folder or hub id")
     parser.add_argument("target", type=Path, help="folder to write, or .pt file for official weights")
-    dit = parser.add_argument_group("official DiT and SiT")
+    dit = parser.add_argument_group("official DiT, SiT and REPA")
     dit.add_argument("--family", choices=list(FAMILIES), help="if neither file nor file name tells")
     dit.add_argument("--num_attention_heads", type=int, help="if the width is of no official size")
     dit.add_argument("--vae", help="folder, hub id or 'none'; default: the one that it was trained with")

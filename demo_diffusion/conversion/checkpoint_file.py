@@ -23,6 +23,7 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
 
     Of a checkpoint of DiT's or SiT's training those are the moving average "ema", with the options in "args"; of EMO's
     and EMOv2's, "net", as the official test command reads it, or the moving average "net_E" if that alone is there.
+    What DistributedDataParallel and torch.compile put before the names is left out.
 
     Raises:
         ValueError: if the file cannot be read, holds something but tensors and options, or no weights.
@@ -43,7 +44,14 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
             f"{path} is no training checkpoint: its {name!r} is a {type(weights).__name__}, its 'args' a "
             f"{type(options).__name__}."
         )
-    return OfficialCheckpoint(weights, options)
+    return OfficialCheckpoint(_without_wrappers(weights), options)
+
+
+def _without_wrappers(weights: dict) -> dict:
+    """The weights under the names of the network itself: without "module." before all, without any "_orig_mod."."""
+    while weights and all(str(name).startswith(("module.", "_orig_mod.")) for name in weights):
+        weights = {str(name).partition(".")[2]: value for name, value in weights.items()}
+    return {name.replace("_orig_mod.", "") if isinstance(name, str) else name: value for name, value in weights.items()}
 
 
 def _load(path: Path) -> object:

@@ -38,6 +38,7 @@ TELLING_KEYS = {  # whose shapes tell the config, with their number of dimension
     "final_layer.linear.bias": 1,
 }
 KIND = "DiT or SiT"
+REPA_PROJECTORS = "projectors."
 
 
 def convert_dit(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> DiTModel:
@@ -66,6 +67,22 @@ def convert_sit(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int
         ValueError: if keys are unknown, missing or misshapen (all are listed), or the heads cannot be told.
     """
     return _convert(state_dict, num_attention_heads, reverse_time=True)
+
+
+def convert_repa(state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> DiTModel:
+    """SiT's network as REPA trains it (sihyun-yu/REPA), in eval mode, without the projectors that only training needs.
+
+    REPA's network predicts noise − data at t, 0 data and 1 noise, as this package's do: unlike SiT's own.
+
+    Args:
+        state_dict: of REPA's network, trained to predict the velocity on the linear path.
+        num_attention_heads: not in the weights; None: those of the official size of this width.
+
+    Raises:
+        ValueError: if keys are unknown, missing or misshapen (all are listed), or the heads cannot be told.
+    """
+    network = {key: value for key, value in state_dict.items() if not str(key).startswith(REPA_PROJECTORS)}
+    return _convert(network, num_attention_heads, reverse_time=False)
 
 
 def to_official(transformer: ClassConditionalTransformer) -> dict[str, torch.Tensor]:

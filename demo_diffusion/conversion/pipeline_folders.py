@@ -15,12 +15,19 @@ from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, takes_l
 
 from .checkpoint_file import OfficialCheckpoint
 from .diffusers_dit import convert_diffusers_dit
-from .dit import convert_dit, convert_sit, to_official
+from .dit import REPA_PROJECTORS, convert_dit, convert_repa, convert_sit, to_official
 from .labels import imagenet_names
 
-FAMILIES = {"dit": (convert_dit, DDPMObjective), "sit": (convert_sit, FlowObjective)}  # and their objectives
+FAMILIES = {  # and their objectives
+    "dit": (convert_dit, DDPMObjective),
+    "sit": (convert_sit, FlowObjective),
+    "repa": (convert_repa, FlowObjective),
+}
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-{kind}"
-SIT_SETTING = {"path_type": "Linear", "prediction": "velocity"}
+VAE_KINDS = {"dit": "ema", "sit": "ema", "repa": "mse"}  # where the training options do not say
+FLOW_SETTING = {"path_type": ("Linear", "linear"), "prediction": ("velocity", "v")}  # SiT's and REPA's words
+LABEL_DROPOUT = ("class_dropout_prob", "cfg_prob")  # DiT's and REPA's words
+IMAGENET_CLASSES = 1000
 
 
 def pipeline_from_official(
@@ -30,20 +37,23 @@ def pipeline_from_official(
 
     Args:
         path: the file that it was read from.
-        family: "dit" or "sit", whose files look alike; None: by the training options or the file's name.
-        vae: folder or hub id; None: that of the training options, or sd-vae-ft-ema; "none": without.
+        family: "dit", "sit" or "repa"; DiT's and SiT's files look alike; None: by the projectors, the training options
+            or the file's name.
+        vae: folder or hub id; None: that of the training options, or sd-vae-ft-ema (REPA: -mse); "none": without.
 
     Raises:
-        ValueError: if the file, the family or the autoencoder is not what it must be.
+        ValueError: if the file, the family or the autoencoder is not what it must be, or there is no null class.
     """
     family = _family(checkpoint, path, family)
     options = checkpoint.training_options
-    if differing := [f"{k}={options[k]!r}" for k, value in SIT_SETTING.items() if options.get(k, value) != value]:
-        raise ValueError(f"{path} was trained with {', '.join(differing)}; only {SIT_SETTING} is supported.")
+    differing = [f"{k}={options[k]!r}" for k, values in FLOW_SETTING.items() if options.get(k, values[0]) not in values]
+    if differing:
+        raise ValueError(f"{path} was trained with {', '.join(differing)}; only {FLOW_SETTING} is supported.")
     convert, objective = FAMILIES[family]
     network = convert(checkpoint.state_dict, num_attention_heads)
+    _check_null_class(network.config.num_classes + 1, options, path)
     if vae is None:
-        vae = OFFICIAL_VAE.format(kind=options.get("vae", "ema"))
+        vae = OFFICIAL_VAE.format(kind=options.get("vae", VAE_KINDS[family]))
     return DEMOPipeline(
         network,
         _scheduler(objective(), network),
@@ -76,14 +86,9 @@ def pipeline_from_ours(folder: Path) -> DEMOPipeline:
         ValueError: if it cannot be read, or weights are missing or left over.
     """
     try:
-        pipeline = DEMOPipeline.from_pretrained(folder)
-        network = type(pipeline.transformer)
-        _, loading = network.from_pretrained(folder / "transformer", output_loading_info=True)
+        return DEMOPipeline.from_pretrained(folder)
     except Exception as error:  # diffusers raises almost anything on a damaged folder
         raise ValueError(f"{folder} cannot be read as a pipeline folder: {error}") from error
-    if problems := {kind: names for kind, names in loading.items() if names}:
-        raise ValueError(f"The weights in {folder}/transformer do not fit its config.json: {problems}.")
-    return pipeline
 
 
 def official_weights(pipeline: DEMOPipeline) -> dict[str, torch.Tensor]:
@@ -116,17 +121,40 @@ def is_ours(folder: Path) -> bool:
         raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
 
+def _check_null_class(rows: int, options: dict, path: Path) -> None:
+    """Raises ValueError if the label table's last row is a class.
+
+    The official networks that are trained without dropping labels have no row for the null class.
+    """
+    num_classes = options.get("num_classes", IMAGENET_CLASSES if rows == IMAGENET_CLASSES else rows - 1)
+    without_dropout = [name for name in LABEL_DROPOUT if options.get(name) == 0]
+    if num_classes != rows - 1 or without_dropout:
+        raise ValueError(
+            f"The label table in {path} has {rows} rows for {num_classes} classes; it must have one more, the last one "
+            "for the null class. A network that was trained without label dropout has none, and is not supported."
+        )
+
+
 def _family(checkpoint: OfficialCheckpoint, path: Path, given: str | None) -> str:
+    if _is_repa(checkpoint):
+        if given not in (None, "repa"):
+            raise ValueError(f"--family is {given}, but {path} was trained by REPA; leave --family out.")
+        return "repa"
     trained_as = checkpoint.training_options.get("model")
     name = path.name if trained_as is None else str(trained_as)
     found = {word.lower() for word in re.findall(r"(?<![A-Za-z])(DiT|SiT)(?![A-Za-z])", name, re.IGNORECASE)}
-    if given is not None and trained_as is not None and found and found != {given}:
+    if given is not None and trained_as is not None and found and found != {"sit" if given == "repa" else given}:
         raise ValueError(f"--family is {given}, but {path} was trained as {trained_as}.")
     if given is not None:
         return given
     if len(found) != 1:
         raise ValueError(f"The weights of DiT and SiT look alike and {name!r} does not tell; give --family dit or sit.")
     return found.pop()
+
+
+def _is_repa(checkpoint: OfficialCheckpoint) -> bool:
+    has_projectors = any(str(key).startswith(REPA_PROJECTORS) for key in checkpoint.state_dict)
+    return has_projectors or "enc_type" in checkpoint.training_options  # which encoder it was aligned with
 
 
 def _scheduler(objective: Objective, network: DiTModel) -> SchedulerMixin:

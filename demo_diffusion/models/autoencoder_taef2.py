@@ -8,6 +8,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DecoderTiny, Encode
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 
+from .loading import CheckedLoading
+
 POOL_EXPANSION = 4  # width of the pooling's middle over the network's
 POOL_GROUPS = 4
 
@@ -28,7 +30,7 @@ class PooledBlock(AutoencoderTinyBlock):
         return super().forward(x + self.pool(x))
 
 
-class AutoencoderTAEF2(ModelMixin, ConfigMixin):
+class AutoencoderTAEF2(CheckedLoading, ModelMixin, ConfigMixin):
     """diffusers' `AutoencoderTiny` with pooled blocks in the encoder's last and the decoder's first stage.
 
     `AutoencoderTiny` itself has no place for them. Images are in [−1, 1]; latents have 1/8 of their side with the

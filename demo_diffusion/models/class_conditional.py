@@ -12,6 +12,7 @@ from torch import nn
 
 from .layers.checkpointing import checkpoint_module
 from .layers.positions import position_table, rotary_table
+from .loading import CheckedLoading
 
 TIMESTEP_FEATURES = 256  # width of the sinusoidal features of t (ADM, DiT)
 
@@ -35,7 +36,7 @@ class AdaptiveOutput(nn.Module):
         return self.proj(modulate(self.norm(tokens), shift, scale))
 
 
-class ClassConditionalTransformer(ModelMixin, ConfigMixin):
+class ClassConditionalTransformer(CheckedLoading, ModelMixin, ConfigMixin):
     """Patches, position table, conditioning computed once for all blocks, blocks, adaptive output.
 
     A subclass registers its config, with at least the fields that `_assemble` reads, and gives its blocks, which are

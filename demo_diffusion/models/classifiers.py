@@ -6,6 +6,8 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .loading import check_loaded
+
 
 def image_processor(
     resolution: int = 224,
@@ -32,10 +34,11 @@ def load_classifier(name: str) -> tuple[nn.Module, BaseImageProcessor]:
     """A classifier in eval mode and its image processor, from a folder or the hub (timm's models as timm/NAME).
 
     Raises:
-        ValueError: if one of them cannot be loaded.
+        ValueError: if one of them cannot be loaded, or not all of its weights are there.
     """
     try:
-        model = AutoModelForImageClassification.from_pretrained(name)
+        model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+        check_loaded(name, model, info)
         return model.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(name)
     except Exception as error:  # of the hub, of safetensors, of timm, …
         raise ValueError(

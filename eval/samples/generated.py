@@ -42,9 +42,7 @@ def load_pipeline(name: str, sampler: str | None) -> DEMOPipeline:
     try:
         pipeline = DEMOPipeline.from_pretrained(name)
     except Exception as error:  # diffusers raises almost anything on a damaged folder
-        raise ValueError(f"The pipeline {name} cannot be read: {error!r}") from error
-    if missing := [key for key, p in pipeline.transformer.named_parameters() if p.is_meta]:
-        raise ValueError(f"The pipeline {name} has no weights for {', '.join(missing)}.")
+        raise ValueError(f"The pipeline {name} cannot be read: {error}") from error
     pipeline.scheduler = create_sampler(pipeline.scheduler, sampler)
     return pipeline
 

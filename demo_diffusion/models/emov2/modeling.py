@@ -19,6 +19,7 @@ from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from demo_diffusion.models.layers.folding import Foldable, Linear
 from demo_diffusion.models.layers.squeeze_excitation import SqueezeExcitation
+from demo_diffusion.models.loading import CheckedLoading
 from demo_diffusion.models.mobile_block import MobileBlock
 from demo_diffusion.models.operators import ACTIVATIONS, in_parts, silu
 
@@ -59,7 +60,7 @@ class EMOv2Stem(nn.Module):
         return self.mixer(self.activation(self.conv(pixels)))
 
 
-class EMOv2PreTrainedModel(PreTrainedModel):
+class EMOv2PreTrainedModel(CheckedLoading, PreTrainedModel):
     """Initialisation as the official code's, gradient checkpointing, and folding for inference."""
 
     config: EMOv2Config
@@ -155,6 +156,7 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
     """EMOv2 with LayerNorm, mean over positions and a linear classifier. Use `create_emov2` for the named sizes."""
 
     accepts_loss_kwargs = False
+    new_layers = ("norm.", "classifier.")
 
     def __init__(self, config: EMOv2Config):
         super().__init__(config)

@@ -1,0 +1,108 @@
+"""Loads a network only if its file holds all of it: what is missing or left over would make other samples or scores."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+MAX_LISTED = 5
+FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
+
+
+class CheckedLoading:
+    """Mixed into a model of diffusers or transformers, before its base class: a `from_pretrained` that checks.
+
+    Attributes:
+        new_layers: prefixes of the layers that a file may lack as a whole, because a user trains them anew.
+    """
+
+    new_layers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **options):
+        """As the library's own.
+
+        Raises:
+            ValueError: if the file lacks weights or BatchNorm's statistics, has unknown, misshapen or whole-numbered
+                ones, or statistics that training has never moved beside weights that it has.
+        """
+        name, is_local = pretrained_model_name_or_path, Path(str(pretrained_model_name_or_path)).is_dir()
+        if is_local:  # before the libraries stumble over them
+            _check_dtypes(name, Path(name), options)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
+        if name is not None and options.get("state_dict") is None:
+            check_loaded(name, model, info, cls.new_layers)
+            if not is_local:
+                where = {key: options.get(key) for key in ("revision", "cache_dir")}
+                _check_dtypes(name, Path(snapshot_download(str(name), local_files_only=True, **where)), options)
+        return (model, info) if output_loading_info else model
+
+
+def check_loaded(name: str | Path, model: nn.Module, info: Mapping, new_layers: Iterable[str] = ()) -> None:
+    """Raises ValueError if a file did not fill a model.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True)` says of the loading.
+        new_layers: prefixes of layers that may be missing as a whole.
+    """
+    missing = set(info["missing_keys"])
+    for prefix in new_layers:
+        of_layer = {key for key in model.state_dict() if key.startswith(prefix)}
+        missing -= of_layer if of_layer <= missing else set()
+    problems = {
+        "no": missing,
+        "unknown": info["unexpected_keys"],
+        "untouched statistics beside trained weights in": untouched_statistics(model),
+    }
+    listed = [f"{problem} {_listed(keys)}" for problem, keys in problems.items() if keys]
+    if listed:
+        raise ValueError(
+            f"The weights of {name} are not those of a {type(model).__name__} with its config: there are "
+            f"{'; '.join(listed)}. Bring back a good copy, or save it again with save_pretrained."
+        )
+
+
+def untouched_statistics(model: nn.Module) -> list[str]:
+    """BatchNorms with trained weights whose running statistics are those of a new layer, 0 and 1."""
+    return [name for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d) and _is_untouched(norm)]
+
+
+def _is_untouched(norm: nn.BatchNorm2d) -> bool:
+    if norm.running_mean is None or not norm.affine or norm.weight.is_meta:
+        return False
+    is_new = not norm.running_mean.any() and bool((norm.running_var == 1).all())
+    return is_new and (bool(norm.bias.any()) or not bool((norm.weight == 1).all()))
+
+
+def _check_dtypes(name: str | Path, folder: Path, options: Mapping) -> None:
+    """Raises ValueError if a safetensors file in a folder holds whole numbers as weights.
+
+    Args:
+        options: of `from_pretrained`, which say where in the folder the file is.
+    """
+    variant, wrong = options.get("variant"), []
+    for file in (folder / (options.get("subfolder") or "")).glob("*.safetensors"):
+        if variant is None or f".{variant}." in file.name:
+            wrong += [f"{key} ({kind})" for key, kind in _dtypes_of(file).items() if not _may_be(key, kind)]
+    if wrong:
+        raise ValueError(f"The weights of {name} must be floating point; these are not: {_listed(wrong)}.")
+
+
+def _dtypes_of(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, "pt") as content:
+            return {key: content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is damaged: {error}. Bring back a good copy.") from error
+
+
+def _may_be(key: str, kind: str) -> bool:
+    return kind in FLOATING or key.endswith("num_batches_tracked")
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = sorted(map(str, keys))
+    more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+    return ", ".join(keys[:MAX_LISTED]) + more

@@ -1,0 +1,149 @@
+"""A file that does not hold all of a network, or something else, is refused by `from_pretrained` of every model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, EMOv2Backbone, EMOv2ForImageClassification
+from demo_diffusion.models.classifiers import image_processor, load_classifier
+from demo_diffusion.objectives import DDPMObjective
+from tests.support.classifiers import tiny_emov2
+from tests.support.networks import TINY, randomize, tiny_dit, tiny_transformer
+from tests.support.pipelines import tiny_taef2
+
+MODELS = {
+    "D-EMO": tiny_transformer,
+    "DiT": tiny_dit,
+    "TAEF2": tiny_taef2,
+    "EMOv2": lambda: randomize(tiny_emov2("EMOv2-1M")),
+    "EMOv1": lambda: randomize(tiny_emov2("EMOv1-1M")),
+    "backbone": lambda: randomize(EMOv2Backbone(tiny_emov2("EMOv2-1M").config)),
+}
+HAS_STATISTICS = {"D-EMO", "EMOv2", "EMOv1", "backbone"}
+
+
+def weight_of(state: dict[str, torch.Tensor]) -> str:
+    """A weight in the middle."""
+    names = [name for name, value in state.items() if value.ndim >= 2 and value.is_floating_point()]
+    return names[len(names) // 2]
+
+
+def without(*endings: str):
+    return lambda state: [state.pop(name) for name in [*state] if name.endswith(endings)]
+
+
+def change(make):
+    def damage(state):
+        name = weight_of(state)
+        state[name] = make(state[name])
+
+    return damage
+
+
+DAMAGE = {
+    "one weight missing": (lambda state: state.pop(weight_of(state)), "there are no "),
+    "one unknown": (lambda state: state.update({"extra.weight": torch.zeros(2)}), "unknown extra.weight"),
+    "misshapen": (change(lambda x: x[:-1].clone()), "shape|size"),
+    "int32": (change(lambda x: x.to(torch.int32)), "must be floating point"),
+    "uint8": (change(lambda x: x.to(torch.uint8)), "must be floating point"),
+    "bool": (change(lambda x: x > 0), "must be floating point"),
+    "all int32": (lambda state: state.update({k: v.to(torch.int32) for k, v in state.items()}), "floating point"),
+    "empty": (lambda state: state.clear(), "there are no "),
+}
+STATISTICS_DAMAGE = {
+    "means": (without("running_mean"), "there are no .*running_mean"),
+    "variances": (without("running_var"), "there are no .*running_var"),
+    "all": (without("running_mean", "running_var", "num_batches_tracked"), "there are no .*running_mean"),
+}
+
+
+def untouched(state: dict[str, torch.Tensor]) -> None:
+    """What an average of the parameters alone leaves."""
+    for name, value in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            value.fill_(float(name.endswith("var")))
+
+
+def weights_file(folder: Path) -> Path:
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def save_damaged(name: str, damage, folder: Path) -> type:
+    model = MODELS[name]().eval()
+    model.save_pretrained(folder)
+    state = load_file(weights_file(folder))
+    damage(state)
+    save_file(state, weights_file(folder), {"format": "pt"})
+    return type(model)
+
+
+def refuses(load, message: str) -> None:
+    with pytest.raises((ValueError, RuntimeError)) as error:  # transformers' own of shapes is a RuntimeError
+        load()
+    assert re.search(message, str(error.value), re.DOTALL), str(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", MODELS)
+def test_damaged_weights_are_refused(name, damage, tmp_path):
+    change, message = DAMAGE[damage]
+    model_class = save_damaged(name, change, tmp_path)
+    refuses(lambda: model_class.from_pretrained(tmp_path), message)
+
+
+@pytest.mark.parametrize("damage", STATISTICS_DAMAGE)
+@pytest.mark.parametrize("name", sorted(HAS_STATISTICS))
+def test_missing_statistics_are_refused(name, damage, tmp_path):
+    change, message = STATISTICS_DAMAGE[damage]
+    model_class = save_damaged(name, change, tmp_path)
+    refuses(lambda: model_class.from_pretrained(tmp_path), message)
+
+
+@pytest.mark.parametrize("name", sorted(HAS_STATISTICS))
+def test_statistics_that_nothing_moved_are_refused(name, tmp_path):
+    model_class = save_damaged(name, untouched, tmp_path)
+    refuses(lambda: model_class.from_pretrained(tmp_path), "untouched statistics beside trained weights in ")
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize("damage", [*DAMAGE, *STATISTICS_DAMAGE])
+def test_a_pipeline_with_damaged_weights_is_refused(damage, low_cpu_mem_usage, tmp_path):
+    change, message = {**DAMAGE, **STATISTICS_DAMAGE}[damage]
+    DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler()).save_pretrained(tmp_path)
+    save_damaged("D-EMO", change, tmp_path / "transformer")
+    refuses(lambda: DEMOPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage), message)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, *STATISTICS_DAMAGE])
+def test_a_classifier_with_damaged_weights_is_not_measured(damage, tmp_path):
+    change, message = {**DAMAGE, **STATISTICS_DAMAGE}[damage]
+    save_damaged("EMOv2", change, tmp_path)
+    image_processor(32).save_pretrained(tmp_path)
+    refuses(lambda: load_classifier(str(tmp_path)), f"cannot be loaded.*({message})")
+
+
+def test_a_trunk_begins_a_classifier_but_is_none(tmp_path):
+    """transformers' way to train anew: the head is missing as a whole, and its report says so."""
+    trunk = randomize(tiny_emov2("EMOv2-1M")).eval()
+    trunk.emov2.save_pretrained(tmp_path)
+    image_processor(32).save_pretrained(tmp_path)
+    begun = EMOv2ForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(begun.emov2.stem.conv.conv.weight, trunk.emov2.stem.conv.conv.weight)
+    with pytest.raises(ValueError, match="cannot be loaded.*there are no .*classifier.bias"):
+        load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [*MODELS, "new D-EMO", "new EMOv2"])
+def test_whole_and_new_networks_load(name, tmp_path):
+    new = {"new D-EMO": lambda: DEMOTransformer2DModel(**TINY), "new EMOv2": lambda: tiny_emov2("EMOv2-1M")}
+    model = {**MODELS, **new}[name]()
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and isinstance(loaded, (ModelMixin, nn.Module))
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
