@@ -10,7 +10,7 @@ from torch import nn
 
 from . import operators
 from .layers.conv_norm import DepthwiseConvNorm
-from .layers.folding import FoldableLinear
+from .layers.folding import FoldableLinear, is_folded
 from .layers.window_positions import create_window_position
 from .operators import ACTIVATIONS, add, silu
 from .spanning_attention import ATTENTION_MODES, pad_to_windows
@@ -161,9 +161,10 @@ class MobileBlock(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         # 1. gamma · mixer(norm(x)), without what is folded into the mixer.
+        gamma = None if is_folded(self.mixer.proj) else self.gamma
         update = self.mixer(self._normalize(tokens))
-        if self.gamma is not None and not self.mixer.proj.is_fused:
-            update = self.gamma * update
+        if gamma is not None:
+            update = gamma * update
         if not self.skip:
             return update
         # 2. Stochastic depth: the whole update of some samples is dropped.
@@ -180,13 +181,14 @@ class MobileBlock(nn.Module):
     def fuse(self) -> None:
         """Folds BatchNorms and gamma into the layers beside them, for inference.
 
-        The norm before attention stays: padding comes between it and the linear layers.
+        The norm before attention stays: padding comes between it and the linear layers. So does what stands before or
+        behind an adapter in a layer's place.
         """
         mixer = self.mixer
         mixer.conv_local.fuse()
-        if self._norm_can_be_folded:
+        if self._norm_can_be_folded and isinstance(mixer.v, FoldableLinear):
             mixer.v.fuse_norm_before(self.norm)
-        if self.gamma is not None:
+        if self.gamma is not None and isinstance(mixer.proj, FoldableLinear):
             mixer.proj.fuse_scale_after(self.gamma)
 
     @property
@@ -195,7 +197,7 @@ class MobileBlock(nn.Module):
 
     @property
     def _norm_is_folded(self) -> bool:
-        return self._norm_can_be_folded and self.mixer.v.is_fused
+        return self._norm_can_be_folded and is_folded(self.mixer.v)
 
 
 def _check_attention(mode: str, window_size: int, num_heads: int, channels: int, value_channels: int) -> None:

@@ -43,12 +43,13 @@ def partition_windows(tokens: torch.Tensor, window_size: int, kind: str, num_hea
     return windows.reshape(batch * rows * columns, num_heads, window_size**2, channels // num_heads)
 
 
-def merge_windows(windows: torch.Tensor, height: int, width: int, kind: str) -> torch.Tensor:
+def merge_windows(windows: torch.Tensor, height: int, width: int, window_size: int, kind: str) -> torch.Tensor:
     """Inverse of `partition_windows`: (B · windows, heads, window_size², d) -> (B, H, W, heads · d)."""
-    _, num_heads, tokens_per_window, head_dim = windows.shape
-    size = round(tokens_per_window**0.5)
-    rows, columns = height // size, width // size
-    grid = windows.reshape(-1, rows, columns, num_heads, size, size, head_dim).permute(_FROM_WINDOWS[kind])
+    _, num_heads, _, head_dim = windows.shape
+    rows, columns = height // window_size, width // window_size
+    grid = windows.reshape(-1, rows, columns, num_heads, window_size, window_size, head_dim).permute(
+        _FROM_WINDOWS[kind]
+    )
     return grid.reshape(-1, height, width, num_heads * head_dim)
 
 
@@ -83,7 +84,7 @@ def spanning_attention(
     for kind in WINDOW_KINDS[mode]:
         q, k, v = (partition_windows(x, window_size, kind, num_heads) for x in (query, key, value))
         q, k, bias = (q, k, None) if window_position is None else window_position(q, k)
-        attended = merge_windows(_attention(q, k, v, bias), height, width, kind)
+        attended = merge_windows(_attention(q, k, v, bias), height, width, window_size, kind)
         output = attended if output is None else output + attended
     return output
 

@@ -52,6 +52,19 @@ class Foldable(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
+def is_folded(layer: nn.Module) -> bool:
+    """Whether a layer computes with a folded weight.
+
+    An adapter in its place, such as peft's LoRA, adds what is not folded: the layer inside then goes back to its own.
+    """
+    if isinstance(layer, Foldable):
+        return layer.is_fused
+    for part in layer.modules():
+        if isinstance(part, Foldable):
+            part.unfuse()
+    return False
+
+
 class FoldableLinear(Foldable, Linear):
     """A linear layer that takes in a BatchNorm before it or a scale of its outputs: (…, in) -> (…, out)."""
 
