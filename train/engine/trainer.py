@@ -250,10 +250,9 @@ class Trainer(ABC):
 
     def resume(self) -> Progress:
         """Restores the newest checkpoint, if there is one."""
-        checkpoint = self.folder.checkpoints.latest()
-        if checkpoint is None:
+        progress = self.folder.checkpoints.load_latest(self.accelerator, self.averages)
+        if progress is None:
             return Progress()
-        progress = self.folder.checkpoints.load(checkpoint, self.accelerator, self.averages)
         if progress.step >= self.num_steps:
             self.accelerator.print(f"{self.folder.path} has all of its {self.num_steps} steps; writing results again.")
         else:
