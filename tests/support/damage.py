@@ -14,7 +14,7 @@ def random_flips(folder: Path, count: int) -> list[tuple[str, int]]:
 
 
 @contextmanager
-def flipped(path: Path, bit: int) -> Iterator[None]:
+def flipped_bit(path: Path, bit: int) -> Iterator[None]:
     """A bit of a file is flipped in the context."""
     _flip(path, bit)
     try:

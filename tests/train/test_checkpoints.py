@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from demo_diffusion.train.engine.checkpoints import MANIFEST, Checkpoints, read_manifest
-from tests.support.damage import DAMAGES, flipped, random_flips
+from tests.support.damage import DAMAGES, flipped_bit, random_flips
 from tests.support.runs import first_steps_of, forget_hashes, state_of, train
 
 NUM_FLIPS = 60
@@ -30,7 +30,7 @@ def test_every_flipped_bit_is_seen(run):
     assert {name for name, _ in flips} >= {MANIFEST, "model.safetensors", "optimizer.bin", "ema_0.99.safetensors"}
     assert Checkpoints(folder).latest().name == NEWEST
     for name, bit in flips:
-        with flipped(folder / NEWEST / name, bit), warnings.catch_warnings(record=True) as warned:
+        with flipped_bit(folder / NEWEST / name, bit), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             if Checkpoints(folder).latest().name != OLDER or f"{NEWEST} is passed over" not in str(warned[0].message):
                 unseen.append((name, bit))
