@@ -66,13 +66,17 @@ class Checkpoints:
             )
         return None
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, whole or not."""
+        return self._of(step).is_dir()
+
     def of_step(self, step: int) -> Path:
         """The checkpoint of a step.
 
         Raises:
             ValueError: if it was not kept or is damaged.
         """
-        checkpoint = self.folder / f"step-{step:09d}"
+        checkpoint = self._of(step)
         if checkpoint not in (found := self._all()):
             steps = ", ".join(str(step_of(each)) for each in found) or "none"
             raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {steps}.")
@@ -101,7 +105,7 @@ class Checkpoints:
         Raises:
             OSError: if it cannot be written. Earlier checkpoints stay whole.
         """
-        target = self.folder / f"step-{progress.step:09d}"
+        target = self._of(progress.step)
         partial = target.with_suffix(".partial")
         if not self.folder.is_dir():
             raise OSError(f"The folder {self.folder} is gone, so step {progress.step} cannot be saved.")
@@ -149,6 +153,9 @@ class Checkpoints:
         for decay in averages.decays:
             averages.load(decay, load_file(checkpoint / average_file(decay)))
         return progress_of(checkpoint)
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name))
