@@ -4,7 +4,8 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -179,24 +180,18 @@ class Trainer(ABC):
         Raises:
             ValueError: if anything in it fails; it says what to do, and what is saved.
         """
-        # Resume from the newest checkpoint, or start the folder.
-        self.progress = self.resume()
-        self._start_records()
-        try:
-            self._train(stop_request)
-        except FAILURES as error:
-            traceback = keep_traceback(self.folder.path, error)
-            raise ValueError(f"{what_failed(error)} {self._keep_state()} {traceback}".rstrip()) from error
-
-    def _train(self, stop_request: StopRequest) -> None:
         accelerator, optimization, run = self.accelerator, self.config.optimization, self.config.run
-        progress = self.progress
+
+        # Resume from the newest checkpoint, or start the folder.
+        self.progress = progress = self.resume()
+        self._start_records()
         self.order = self.batch_order(progress.step)
         loader = batches(self.samples, self.order, self.config.data.num_workers)
         seconds, logged_step, is_stopped = 0.0, progress.step, False
         is_quiet = not accelerator.is_main_process
 
         with (
+            self._state_kept_on_failure(),
             reading(loader) as self.iterator,  # before the bar, whose thread a worker must not inherit
             tqdm(initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True, disable=is_quiet) as bar,
         ):
@@ -261,8 +256,18 @@ class Trainer(ABC):
                 f"SIGTERM: stopped after step {progress.step}, which is saved; the same command continues."
             )
         else:
-            self.finish()
+            with self._state_kept_on_failure():
+                self.finish()
         accelerator.end_training()
+
+    @contextmanager
+    def _state_kept_on_failure(self) -> Iterator[None]:
+        """Saves what is done when something fails, and says what failed, what to do and what is saved."""
+        try:
+            yield
+        except FAILURES as error:
+            traceback = keep_traceback(self.folder.path, error)
+            raise ValueError(f"{what_failed(error)} {self._keep_state()} {traceback}".rstrip()) from error
 
     def _keep_state(self) -> str:
         """Saves the steps that are done when one fails, if that can be, and says from where the run goes on.
