@@ -5,8 +5,6 @@ draw from it anew in each epoch. The same command, with any number of processes,
 with the same latents, bit for bit.
 """
 
-import sys
-
 import torch
 from accelerate import PartialState
 
@@ -23,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
         # On CPUs processes find each other only if it is said that there is no accelerator.
         LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()
     except KeyboardInterrupt:
-        sys.exit(f"Interrupted. The same command continues from what is in {config.out}.")
+        raise KeyboardInterrupt(f"The same command continues from what is in {config.out}.") from None
 
 
 if __name__ == "__main__":

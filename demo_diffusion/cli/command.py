@@ -1,16 +1,23 @@
-"""What every command does alike: a user's mistake ends in one line, and a missing package is named."""
+"""What every command does alike: a user's mistake or Ctrl-C ends in one line, and a missing package is named."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from demo_diffusion.records.printable import printable_lines
+
+INTERRUPTED = 128 + 2  # the exit status of what SIGINT ends
 MISTAKES = (ValueError, OSError)  # what a wrong option, file or folder raises
 
 
 @contextmanager
 def one_line_for_mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
     """Ends the program with status 1 and the line `error: …` on stderr, without a traceback.
+
+    Ctrl-C ends it with status 130 and the line `error: interrupted`, in which a command may say how to go on: by
+    raising its own `KeyboardInterrupt(text)`. Of several processes, the first says so.
 
     Stands around a command's work, or as decorator above its `main`.
 
@@ -20,7 +27,11 @@ def one_line_for_mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iter
     try:
         yield
     except kinds as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(error)}")
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: interrupted. {printable_lines(stop)}".rstrip(), file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def require_packages(names: Iterable[str], extra: str, purpose: str) -> None:

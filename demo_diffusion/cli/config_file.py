@@ -11,6 +11,9 @@ from typing import TypeVar
 
 import yaml
 
+from demo_diffusion.records.printable import printable_lines
+from demo_diffusion.records.reading import read_parsed
+
 from .options import OptionParser
 
 Config = TypeVar("Config")
@@ -35,7 +38,7 @@ def read_config(config_class: type[Config], arguments: list[str] | None = None) 
             raise ValueError(f"Unknown option {' '.join(unknown)}; --help lists all of them.")
         return parser.config_of(values)
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {printable_lines(error)}\n")
 
 
 def to_yaml(config: object) -> str:
@@ -60,10 +63,7 @@ def yaml_as_arguments(path: Path, sections: dict[str, type]) -> list[str]:
     """
     if not path.is_file():
         raise ValueError(f"There is no config file {path}.")
-    try:
-        content = yaml.load(path.read_text(), UniqueKeyLoader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    content = read_parsed(path, _parse_yaml, "") or {}
     _check_mapping(path, "the file", content, set(sections))
     arguments = []
     for section, values in content.items():
@@ -72,6 +72,13 @@ def yaml_as_arguments(path: Path, sections: dict[str, type]) -> list[str]:
         for name, value in (values or {}).items():
             arguments += _as_arguments(name, value)
     return arguments
+
+
+def _parse_yaml(text: str) -> object:
+    try:
+        return yaml.load(text, UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not valid YAML: {error}") from error
 
 
 def _as_arguments(name: str, value: object) -> list[str]:

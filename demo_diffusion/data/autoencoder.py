@@ -24,8 +24,11 @@ def load_vae(name: str | None, image_channels: int, device: torch.device) -> Aut
     try:
         kind = AutoencoderKL.load_config(name).get("_class_name")
         vae = AUTOENCODERS[kind].from_pretrained(name) if kind in AUTOENCODERS else None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The autoencoder {name} cannot be read: {error}") from error
+        if vae is not None:
+            normalization_of(vae)
+    except Exception as error:  # a damaged config or file of weights makes the readers raise almost anything
+        reason = error if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"The autoencoder {name} cannot be read: {reason}") from error
     if vae is None:
         raise ValueError(
             f"{name} is a {kind or 'model of another library'}; it must be an {' or '.join(AUTOENCODERS)}."

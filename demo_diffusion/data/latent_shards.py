@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from demo_diffusion.records.hashes import tensor_hash
 from demo_diffusion.records.shards import Shards, read_tensors
@@ -60,13 +60,13 @@ class LatentShards(Shards):
 
     def write(self, shard: int, content: ShardContent) -> None:
         tensors, skipped = content.tensors(), json.dumps(content.skipped)
-        facts = {"sha256": tensor_hash(tensors, prefix=skipped), "skipped": skipped}
+        facts = {"sha256": _hash(tensors, skipped), "skipped": skipped}
         self.write_tensors(shard, tensors, {"facts": json.dumps(facts)})
 
     def is_as_written(self, shard: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bool:
         facts = json.loads(metadata["facts"])
         images = len(tensors["indices"]) + len(json.loads(facts["skipped"]))
-        is_intact = facts["sha256"] == tensor_hash(tensors, prefix=facts["skipped"])
+        is_intact = facts["sha256"] == _hash(tensors, facts["skipped"])
         return is_intact and images == len(self.span(shard))
 
     def read(self, shard: int) -> ShardContent:
@@ -78,11 +78,38 @@ class LatentShards(Shards):
         return read_shard(self.path(shard))
 
 
-def read_shard(path: Path) -> ShardContent:
-    """Raises ValueError if the file is missing or damaged in its form (a hash of the contents is not computed)."""
+def read_shard(path: Path, sha256: str | None = None) -> ShardContent:
+    """One shard, whose tensors are views of the memory-mapped file.
+
+    Args:
+        sha256: None: contents are not compared with their hash, and not read before they are needed.
+
+    Raises:
+        ValueError: if the file is missing, damaged in its form, or its contents have not this hash.
+    """
     try:
         tensors, metadata = read_tensors(path)
-        skipped = [Skipped(*each) for each in json.loads(json.loads(metadata["facts"])["skipped"])]
-        return ShardContent(**tensors, skipped=skipped)
+        facts = json.loads(metadata["facts"])
+        content = ShardContent(**tensors, skipped=[Skipped(*each) for each in json.loads(facts["skipped"])])
+        if sha256 is not None and _hash(tensors, facts["skipped"]) != sha256:
+            raise ValueError("its contents changed since it was written")
+        return content
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The shard {path} is missing or damaged: {error}") from error
+        raise ValueError(f"The shard {path} is missing or damaged: {error}.") from error
+
+
+def saved_hash(path: Path) -> str:
+    """The hash that a shard says its contents have.
+
+    Raises:
+        ValueError: if it says none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])["sha256"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The shard {path} is missing or damaged: {error}.") from error
+
+
+def _hash(tensors: dict[str, torch.Tensor], skipped: str) -> str:
+    return tensor_hash(tensors, prefix=skipped)

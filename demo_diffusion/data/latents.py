@@ -1,5 +1,7 @@
 """Opens what `train/cache_latents.py` wrote: moments of images and their mirror images, by random access."""
 
+import json
+import shlex
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -7,11 +9,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from demo_diffusion.records.files import read_json
-from demo_diffusion.records.hashes import settings_of, weights_hash
+from demo_diffusion.records.files import write_json
+from demo_diffusion.records.hashes import is_sealed, settings_of, weights_hash
+from demo_diffusion.records.reading import read_parsed
 
 from .autoencoder import Autoencoder, LatentNormalization
-from .latent_shards import FORMAT_VERSION, METADATA_FILE, SETTINGS_FILE, LatentShards, read_shard
+from .latent_shards import FORMAT_VERSION, METADATA_FILE, SETTINGS_FILE, LatentShards, read_shard, saved_hash
 
 
 class LatentTable(Dataset):
@@ -19,7 +22,7 @@ class LatentTable(Dataset):
 
     The moments are a posterior's mean and log variance (M = 2C), for `draw_latents`, or a deterministic autoencoder's
     latents (M = C), neither of them normalised, in the cache's dtype. Shards are memory-mapped when they are first
-    needed, in each process.
+    needed, in each process, and their hashes are checked then.
 
     Attributes:
         id2label: {class id: name}.
@@ -28,7 +31,8 @@ class LatentTable(Dataset):
         metadata: all of latents.json.
 
     Raises:
-        ValueError: if the folder is missing, unfinished, of another format, or a shard is missing or truncated.
+        ValueError: if the folder is missing, unfinished, damaged or of another format, or a shard is missing or
+            truncated; of a sample: if its shard is damaged.
     """
 
     def __init__(self, folder: str | Path):
@@ -89,7 +93,11 @@ class LatentTable(Dataset):
         return {**self.__dict__, "_opened": {}}  # a worker maps the files itself
 
     def _open(self, shard: int) -> tuple[torch.Tensor, list[int]]:
-        content = read_shard(self._paths[shard])
+        path = self._paths[shard]
+        try:
+            content = read_shard(path, self.metadata["shards"][shard].get("sha256") or saved_hash(path))
+        except ValueError as error:
+            raise ValueError(f"{error} {_remedy(self.folder, self.metadata.get('settings'))}") from error
         self._opened[shard] = content.moments, content.labels.tolist()
         return self._opened[shard]
 
@@ -98,9 +106,7 @@ class LatentTable(Dataset):
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
                 state = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
-                raise ValueError(
-                    f"The shard {path} {state}. This makes it again: {self.metadata['settings']['command']}"
-                )
+                raise ValueError(f"The shard {path} {state}. {_remedy(self.folder, self.metadata.get('settings'))}")
 
 
 def describe_vae(vae: Autoencoder) -> dict:
@@ -109,21 +115,110 @@ def describe_vae(vae: Autoencoder) -> dict:
     return {"weights": weights_hash(vae), "config": config}
 
 
+def cache_command(folder: Path, settings: object) -> str:
+    """The command that makes a cache of these settings; without those that are damaged.
+
+    It is built from the settings, and not their own text of a command, which whoever made the folder has chosen.
+    """
+    settings = settings if isinstance(settings, dict) else {}
+    parts = {name: settings[name] for name in ("dataset", "vae") if isinstance(settings.get(name), dict)}
+    dataset = parts.get("dataset", {})
+    options = {
+        "dataset": dataset.get("name"),
+        "vae": parts.get("vae", {}).get("name"),
+        "split": dataset.get("split"),
+        **{name: settings.get(name) for name in ("resolution", "dtype", "shard_size")},
+        "out": str(folder),
+    }
+    given = {name: value for name, value in options.items() if isinstance(value, str | int)}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    return shlex.join(["torchrun", "--nproc_per_node=1", "train/cache_latents.py", *words])
+
+
+def read_metadata(folder: Path) -> dict | None:
+    """What latents.json holds; None if there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    file = folder / METADATA_FILE
+    return read_parsed(file, _checked_metadata, "") if file.exists() or file.is_symlink() else None
+
+
+def restore_settings(folder: Path) -> None:
+    """Writes settings.json again if it is not what a finished cache was made with; latents.json has a copy of it."""
+    try:
+        metadata = read_metadata(folder)
+        if metadata is None or not is_sealed(metadata):
+            return
+    except ValueError:
+        return
+    try:
+        is_right = _read_settings(folder) == metadata["settings"]
+    except ValueError:
+        is_right = False
+    if not is_right:
+        write_json(folder / SETTINGS_FILE, metadata["settings"])
+
+
+def _checked_metadata(text: str) -> dict:
+    metadata = json.loads(text)
+    if is_sealed(metadata) is False:
+        raise ValueError("its hash is not that of its content")
+    shards = [(str(shard["file"]), int(shard["images"]), int(shard["bytes"])) for shard in metadata["shards"]]
+    if not shards or any(Path(name).name != name for name, *_ in shards):
+        raise ValueError("it does not list the shards")
+    numbers = [metadata["channels"], *metadata["shape"], *metadata["latents_mean"], *metadata["latents_std"]]
+    if not all(isinstance(number, int | float) for number in [*numbers, *map(int, metadata["id2label"])]):
+        raise ValueError("its numbers are not what they should be")
+    return metadata
+
+
+def _read_settings(folder: Path) -> dict:
+    return read_parsed(folder / SETTINGS_FILE, lambda text: dict(json.loads(text).items()), "")
+
+
+def _remedy(folder: Path, settings: object) -> str:
+    return (
+        f"This makes it again: {cache_command(folder, settings)} (with the other options that the cache was begun "
+        "with, if there were any)."
+    )
+
+
 def _read_metadata(folder: Path) -> dict:
-    settings, metadata = read_json(folder / SETTINGS_FILE), read_json(folder / METADATA_FILE)
-    if settings is None:
+    if not (folder / SETTINGS_FILE).exists():
         state = "holds no latents" if folder.is_dir() else "does not exist"
         raise ValueError(f"{folder} {state}; train/cache_latents.py --out {folder} makes them.")
+    settings = {}
+    try:
+        settings = _read_settings(folder)
+        _check_version(folder, settings)
+        metadata = read_metadata(folder)
+    except ValueError as error:
+        raise ValueError(f"{error} {_remedy(folder, settings)}") from error
+    if metadata is None:
+        raise ValueError(
+            f"The latents in {folder} are not finished{_progress(folder, settings)}. This continues: "
+            f"{cache_command(folder, settings)}"
+        )
+    if is_sealed(metadata) and metadata["settings"] != settings:
+        raise ValueError(
+            f"{folder / SETTINGS_FILE} changed since the latents were made. {_remedy(folder, metadata['settings'])}"
+        )
+    return metadata
+
+
+def _check_version(folder: Path, settings: dict) -> None:
     if settings.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder} holds latents of format {settings.get('format_version')}; this version reads format "
-            f"{FORMAT_VERSION}. Make them again with train/cache_latents.py."
+            f"{FORMAT_VERSION}."
         )
-    if metadata is None:
+
+
+def _progress(folder: Path, settings: dict) -> str:
+    try:
         shards = LatentShards(folder, settings["dataset"]["num_images"], settings["shard_size"])
-        there = len(shards) - len(shards.missing())
-        raise ValueError(
-            f"The latents in {folder} are not finished: {there} of {len(shards)} shards are there. This continues: "
-            f"{settings['command']}"
-        )
-    return metadata
+        return f": {len(shards) - len(shards.missing())} of {len(shards)} shards are there"
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return ""

@@ -1,10 +1,13 @@
-"""SHA-256 of files, modules and tensors, by which a result says what made it.
+"""SHA-256 of files, modules, tensors and records: what made a result, and whether a file is as it was written.
 
 Digests are saved beside results, so none of them may change.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -46,6 +49,39 @@ def file_hash(*paths: Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> SHA-256 of files in a folder, several at a time."""
+    names = list(names)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashlib works without Python's lock
+        return dict(zip(names, threads.map(lambda name: file_hash(folder / name), names), strict=True))
+
+
+SEAL = "sha256_of_the_rest"
+
+
+def sealed(record: Mapping) -> dict:
+    """A record for a JSON file with a hash of its own content, for `is_sealed`."""
+    return {**record, SEAL: _hash_without(record, SEAL)}
+
+
+def is_sealed(record: Mapping) -> bool | None:
+    """Whether a record that was read is as it was sealed; None: it has no seal, as files of older versions."""
+    if SEAL in record:
+        return record[SEAL] == _hash_without(record, SEAL)
+    has_renamed_seal = any(value == _hash_without(record, name) for name, value in record.items() if _is_hash(value))
+    return False if has_renamed_seal else None
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _hash_without(record: Mapping, name: str) -> str:
+    """Of what JSON makes of a record without one entry."""
+    content = json.loads(json.dumps({key: value for key, value in record.items() if key != name}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(component) -> dict:

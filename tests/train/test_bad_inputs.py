@@ -63,6 +63,17 @@ def truncate_shard(folder):
     shard.write_bytes(shard.read_bytes()[:100])
 
 
+def flip_shard(folder):
+    shard = folder / "shards/000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
+
+
+def damage_vae(folder):
+    tiny_vae().save_pretrained(folder / "vae")
+    write(folder / "vae/config.json", b"\0" * 100)
+    return {"vae": folder / "vae", "dataset": image_folder(folder / "images"), "resolution": 16}
+
+
 def other_model(folder):
     unet = UNet2DModel(block_out_channels=(4, 4), norm_num_groups=4, down_block_types=("DownBlock2D",) * 2,
                        up_block_types=("UpBlock2D",) * 2)  # fmt: skip
@@ -73,6 +84,9 @@ def other_model(folder):
 BAD_INPUTS = {
     "no config": (lambda folder: {"config": folder / "nowhere.yaml"}, "There is no config file"),
     "no yaml": (yaml_file("model: [1"), "is not valid YAML"),
+    "config is no text": (lambda folder: {"config": write(folder / "c.yaml", b"\xff\xfe")}, "c.yaml cannot be read"),
+    "config nested deeply": (yaml_file("[" * 10_000), "config.yaml cannot be read: RecursionError"),
+    "config with an escape": (yaml_file('"model\\e[2J": 1'), r"has no \['model\\x1b\[2J'\]"),
     "unknown section": (yaml_file("modell:\n  num_layers: 1\n"), "has no \\['modell'\\]; it may have"),
     "unknown field": (yaml_file("model:\n  layers: 1\n"), "'model' has no \\['layers'\\]; it may have"),
     "field twice": (yaml_file("data:\n  resolution: 8\n  resolution: 16\n"), "'resolution'.* stand twice"),
@@ -106,6 +120,13 @@ BAD_INPUTS = {
     "latents missing": (lambda folder: {"latents": folder / "nowhere"}, "nowhere does not exist"),
     "latents unfinished": (latents(lambda out: (out / METADATA_FILE).unlink()), "not finished.*This continues"),
     "shard truncated": (latents(truncate_shard), "000000.safetensors has 100 bytes instead of"),
+    "shard changed": (
+        latents(flip_shard, batch_size=14), r"error: The shard .*000000.safetensors .* changed.*again: torchrun",
+    ),
+    "shard changed, in worker": (
+        latents(flip_shard, batch_size=14, num_workers=2), "error: The shard .*000000.safetensors .* changed.*again: ",
+    ),
+    "vae damaged": (damage_vae, "error: The autoencoder .*vae cannot be read"),
     "latents of other size": (latents(resolution=32), "resolution is 32; the latents .* of 16 pixels"),
     "wrong latent shape": (latents(patch_size=3), "sample_size is 8.*patch_size"),
     "folder is a file": (lambda folder: {"output_dir": write(folder / "file", "")}, "file cannot be written"),

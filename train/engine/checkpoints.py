@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors.torch import load_file, save_file
+
+from demo_diffusion.records.hashes import hash_files, is_sealed, sealed
+from demo_diffusion.records.reading import read_parsed
 
 from .moving_averages import MovingAverages
 
@@ -40,16 +43,19 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
+        self._found: dict[Path, str | None] = {}  # damage that this process found by hashing, or by loading
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None without any; skips damaged checkpoints with a warning.
+
+        The files of a checkpoint are hashed once in a process.
 
         Raises:
             ValueError: if all checkpoints are damaged.
         """
         found = self._all()
         for checkpoint in reversed(found):
-            damage = find_damage(checkpoint)
+            damage = self._damage(checkpoint)
             if damage is None:
                 return checkpoint
             warnings.warn(f"The checkpoint {checkpoint} is passed over: {damage}.", stacklevel=2)
@@ -60,17 +66,21 @@ class Checkpoints:
             )
         return None
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, whole or not."""
+        return self._of(step).is_dir()
+
     def of_step(self, step: int) -> Path:
         """The checkpoint of a step.
 
         Raises:
             ValueError: if it was not kept or is damaged.
         """
-        checkpoint = self.folder / f"step-{step:09d}"
+        checkpoint = self._of(step)
         if checkpoint not in (found := self._all()):
             steps = ", ".join(str(step_of(each)) for each in found) or "none"
             raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {steps}.")
-        if damage := find_damage(checkpoint):
+        if damage := self._damage(checkpoint):
             raise ValueError(f"The checkpoint {checkpoint} is damaged: {damage}.")
         return checkpoint
 
@@ -95,7 +105,7 @@ class Checkpoints:
         Raises:
             OSError: if it cannot be written. Earlier checkpoints stay whole.
         """
-        target = self.folder / f"step-{progress.step:09d}"
+        target = self._of(progress.step)
         partial = target.with_suffix(".partial")
         if not self.folder.is_dir():
             raise OSError(f"The folder {self.folder} is gone, so step {progress.step} cannot be saved.")
@@ -114,7 +124,25 @@ class Checkpoints:
             os.replace(partial, target)
             _flush(self.folder)
             self._remove_old(target)
+        self._found[target] = None
         accelerator.wait_for_everyone()
+
+    def load_latest(self, accelerator: Accelerator, averages: MovingAverages) -> Progress | None:
+        """Restores the newest checkpoint that can be loaded; None if there is none. Every process must call it.
+
+        Raises:
+            ValueError: if none can be loaded.
+        """
+        while checkpoint := self.latest():
+            progress, damage = None, ""
+            try:
+                progress = self.load(checkpoint, accelerator, averages)
+            except Exception as error:  # readers of tensors raise almost anything on damaged ones
+                damage = f"it cannot be loaded: {error or type(error).__name__}"
+            if not any(gather_object([damage])):
+                return progress
+            self._found[checkpoint] = damage or "another process cannot load it"
+        return None
 
     def load(self, checkpoint: Path, accelerator: Accelerator, averages: MovingAverages) -> Progress:
         """Restores a checkpoint, on any number of processes.
@@ -126,8 +154,18 @@ class Checkpoints:
             averages.load(decay, load_file(checkpoint / average_file(decay)))
         return progress_of(checkpoint)
 
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
+
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name))
+
+    def _damage(self, checkpoint: Path) -> str | None:
+        if damage := find_damage(checkpoint):
+            return damage
+        if checkpoint not in self._found:
+            self._found[checkpoint] = find_changed_file(checkpoint)
+        return self._found[checkpoint]
 
     def _write(self, partial: Path, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
         if accelerator.is_main_process:
@@ -143,7 +181,8 @@ class Checkpoints:
             files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
             manifest = {"progress": asdict(progress), "sharding": sharding_of(accelerator), "bytes": sizes}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            manifest["sha256"] = hash_files(partial, sizes)
+            (partial / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
             for path in [*files, partial / MANIFEST, partial]:
                 _flush(path)
 
@@ -163,10 +202,34 @@ def average_file(decay: float) -> str:
 
 
 def read_manifest(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / MANIFEST).read_text())
+    """What `checkpoint.json` holds: "progress", "sharding", "bytes" and, since there are hashes, "sha256".
+
+    Raises:
+        ValueError: if it cannot be read or is not as it was written.
+    """
+    return read_parsed(checkpoint / MANIFEST, lambda text: _checked_manifest(json.loads(text), checkpoint), "")
+
+
+def _checked_manifest(manifest: dict, checkpoint: Path) -> dict:
+    if is_sealed(manifest) is False:
+        raise ValueError("its hash is not that of its content")
+    progress = Progress(**manifest["progress"])
+    if progress.step != step_of(checkpoint):
+        raise ValueError(f"it is of step {progress.step}")
+    entries = {"sharding": str, "bytes": dict, "sha256": dict}
+    if any(not isinstance(manifest.get(name, kind()), kind) for name, kind in entries.items()):
+        raise ValueError(f"{', '.join(entries)} are not what they should be")
+    if not isinstance(progress.recent_losses, list) or not all(
+        type(size) is int for size in manifest["bytes"].values()
+    ):
+        raise ValueError("its numbers are not what they should be")
+    if not manifest["bytes"] or manifest["bytes"].keys() != manifest.get("sha256", manifest["bytes"]).keys():
+        raise ValueError("it does not list all files")
+    return manifest
 
 
 def progress_of(checkpoint: Path) -> Progress:
+    """Raises ValueError as `read_manifest` does."""
     return Progress(**read_manifest(checkpoint)["progress"])
 
 
@@ -178,11 +241,11 @@ def sharding_of(accelerator: Accelerator) -> str:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by the sizes of its files, as a text; None if nothing."""
+    """What is wrong with a checkpoint by its manifest and the sizes of its files, as a text; None if nothing."""
     try:
         sizes = read_manifest(checkpoint)["bytes"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its {MANIFEST} cannot be read ({error})"
+    except ValueError as error:
+        return str(error)
     for name, size in sizes.items():
         path = checkpoint / name
         if not path.is_file():
@@ -190,6 +253,17 @@ def find_damage(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     return None
+
+
+def find_changed_file(checkpoint: Path) -> str | None:
+    """The same by the hashes of its files, if it has any: those of older versions do not."""
+    saved = read_manifest(checkpoint).get("sha256", {})
+    try:
+        found = hash_files(checkpoint, saved)
+    except OSError as error:
+        return f"a file cannot be read ({error})"
+    changed = [name for name, value in saved.items() if found[name] != value]
+    return f"{', '.join(changed)} changed since it was written" if changed else None
 
 
 def step_of(checkpoint: Path) -> int:

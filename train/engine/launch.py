@@ -1,10 +1,8 @@
 """Runs a training as a command."""
 
-import sys
 from collections.abc import Callable
 
-from demo_diffusion.cli.command import one_line_for_mistakes
-from demo_diffusion.data.images import ImageError
+from demo_diffusion.cli.command import MISTAKES, one_line_for_mistakes
 
 from .stop_request import StopRequest
 from .trainer import Trainer
@@ -20,9 +18,9 @@ def run_training(create_trainer: Callable[[], Trainer]) -> None:
     with StopRequest() as stop_request:
         with one_line_for_mistakes((ValueError,)):
             trainer = create_trainer()
-        try:
-            with one_line_for_mistakes((OSError, FloatingPointError, ImageError)):
+        with one_line_for_mistakes((*MISTAKES, FloatingPointError)):
+            try:
                 trainer.run(stop_request)
-        except KeyboardInterrupt:
-            kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
-            sys.exit(f"Interrupted. The same command continues from what is kept: {kept}.")
+            except KeyboardInterrupt:
+                kept = trainer.folder.checkpoints.latest() or "no checkpoint yet"
+                raise KeyboardInterrupt(f"The same command continues from what is kept: {kept}.") from None

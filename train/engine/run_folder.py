@@ -1,6 +1,9 @@
 """The folder of a run: which settings it belongs to, and its files."""
 
 import json
+import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -9,6 +12,8 @@ from accelerate import Accelerator
 from demo_diffusion.cli.config_file import to_yaml
 from demo_diffusion.records.files import check_output_folder, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
+from demo_diffusion.records.reading import read_parsed
+from demo_diffusion.records.run_records import ACCURACY_FILE, LOSS_FILE, read_accuracies, read_losses
 
 from .checkpoints import Checkpoints, step_of
 
@@ -21,6 +26,8 @@ FREE_FIELDS = {
     "num_workers",
     "max_skipped_steps",
 }
+RECORD_FILE = "run.json"
+DAMAGED = ".damaged"  # ends the name of a record that was damaged
 RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
 
@@ -39,6 +46,9 @@ class RunFolder:
             ValueError: if the folder cannot be written, or holds a run that this one cannot continue.
         """
         check_output_folder(self.path)
+        for name in (self.config_file.name, RECORD_FILE, LOSS_FILE, ACCURACY_FILE):
+            if (self.path / name).is_dir():
+                raise ValueError(f"{self.path / name} is a folder; it must be a file of this run. Move it away.")
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             if any((self.path / result).exists() for result in RESULTS):
@@ -48,7 +58,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} has checkpoints, but no config.yaml to tell whose; choose another --output_dir."
             )
-        changed = changed_settings(yaml.safe_load(self.config_file.read_text()), config)
+        changed = changed_settings(self._read_config(), config)
         if step_of(checkpoint) > config.optimization.num_steps:
             changed.append(f"num_steps ({step_of(checkpoint)} done, now {config.optimization.num_steps})")
         if changed:
@@ -62,9 +72,47 @@ class RunFolder:
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         write_text(self.config_file, to_yaml(config))
-        record = self.path / "run.json"
-        parts = json.loads(record.read_text()) if record.is_file() and self.checkpoints.latest() else []
-        write_json(record, [*parts, {"first_step": first_step, **provenance(accelerator)}])
+        self._begin_anew(LOSS_FILE, read_losses)
+        self._begin_anew(ACCURACY_FILE, read_accuracies)
+        self._begin_anew(RECORD_FILE, read_parts)
+        parts = read_parts(self.path) if first_step else []
+        write_json(self.path / RECORD_FILE, [*parts, {"first_step": first_step, **provenance(accelerator)}])
+
+    def _read_config(self) -> dict[str, dict]:
+        remedy = "Bring back a good copy, or choose another --output_dir to start anew."
+        return read_parsed(self.config_file, _checked_sections, remedy)
+
+    def _begin_anew(self, name: str, read: Callable[[Path], list]) -> None:
+        """Moves a record away that is damaged: a run goes on without what was logged before."""
+        try:
+            read(self.path)
+        except ValueError as error:
+            os.replace(self.path / name, self.path / f"{name}{DAMAGED}")
+            warnings.warn(f"{error} It begins anew; the damaged one is {name}{DAMAGED} now.", stacklevel=2)
+
+
+def read_parts(run: Path) -> list[dict]:
+    """What made the parts of a run, in their order; empty if there is no run.json.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    file = run / RECORD_FILE
+    return read_parsed(file, _checked_parts, "") if file.exists() or file.is_symlink() else []
+
+
+def _checked_parts(text: str) -> list[dict]:
+    parts = json.loads(text)
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "first_step" in part for part in parts):
+        raise ValueError("it does not list parts of a run")
+    return parts
+
+
+def _checked_sections(text: str) -> dict[str, dict]:
+    sections = yaml.safe_load(text)
+    if not isinstance(sections, dict) or not sections or not all(isinstance(s, dict) for s in sections.values()):
+        raise ValueError("it does not hold the sections of a config")
+    return sections
 
 
 def changed_settings(saved: dict, config: object) -> list[str]:

@@ -4,7 +4,8 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from demo_diffusion.records.run_records import read_losses, write_losses
 
 from .accelerator import configure_deepspeed, create_accelerator
 from .batch_order import BatchOrder, batches, reading
-from .checkpoints import Progress
+from .checkpoints import Progress, step_of
+from .failures import FAILURES, keep_traceback, what_failed
 from .finite_steps import RunningStatistics, diagnosis
 from .moving_averages import MovingAverages, whole
 from .run_folder import RunFolder
@@ -93,6 +95,8 @@ class Trainer(ABC):
         self.plain_network = self.accelerator.unwrap_model(self.network)
         self.averages = MovingAverages(self.plain_network, optimization.ema_decays)
         self._statistics = RunningStatistics(self.plain_network)
+        self._before: list[torch.Tensor] | None = None  # BatchNorm's statistics before a step that is being computed
+        self._is_in_step = False  # weights, optimizer and averages are not of one step
 
     @abstractmethod
     def load_data(self) -> Dataset:
@@ -171,7 +175,11 @@ class Trainer(ABC):
         return self._average_network
 
     def run(self, stop_request: StopRequest) -> None:
-        """Trains to the last step and writes the results, or saves a checkpoint when asked to stop."""
+        """Trains to the last step and writes the results, or saves a checkpoint when asked to stop.
+
+        Raises:
+            ValueError: if anything in it fails; it says what to do, and what is saved.
+        """
         accelerator, optimization, run = self.accelerator, self.config.optimization, self.config.run
 
         # Resume from the newest checkpoint, or start the folder.
@@ -183,6 +191,7 @@ class Trainer(ABC):
         is_quiet = not accelerator.is_main_process
 
         with (
+            self._state_kept_on_failure(),
             reading(loader) as self.iterator,  # before the bar, whose thread a worker must not inherit
             tqdm(initial=progress.step, total=self.num_steps, unit="step", dynamic_ncols=True, disable=is_quiet) as bar,
         ):
@@ -194,7 +203,7 @@ class Trainer(ABC):
                 draws = self.draw(torch.Generator(accelerator.device).manual_seed(self._seed(progress.step)))
 
                 # Accumulate gradients over this process's parts of the batch.
-                statistics = self._statistics.copy()
+                self._before = statistics = self._statistics.copy()
                 loss = self.accumulate_gradients(draws)
                 norm = accelerator.clip_grad_norm_(self.network.parameters(), optimization.max_grad_norm or math.inf)
 
@@ -203,6 +212,7 @@ class Trainer(ABC):
                 is_finite = math.isfinite(loss) and math.isfinite(norm)
 
                 # Apply the step, or skip it if its loss or gradient is not finite.
+                self._is_in_step = True
                 overflows = accelerator.scaler is not None and not math.isfinite(norm)
                 if is_finite or overflows:  # fp16's scaler must see an overflow, to lower its scale; it skips the step
                     self.optimizer.step()
@@ -221,6 +231,7 @@ class Trainer(ABC):
                     if accelerator.num_processes > 1:
                         self._statistics.average_over_processes()
                     self.averages.update(self.plain_network)
+                self._before, self._is_in_step = None, False
                 seconds += time.perf_counter() - started
                 bar.update()
 
@@ -245,15 +256,43 @@ class Trainer(ABC):
                 f"SIGTERM: stopped after step {progress.step}, which is saved; the same command continues."
             )
         else:
-            self.finish()
+            with self._state_kept_on_failure():
+                self.finish()
         accelerator.end_training()
+
+    @contextmanager
+    def _state_kept_on_failure(self) -> Iterator[None]:
+        """Saves what is done when something fails, and says what failed, what to do and what is saved."""
+        try:
+            yield
+        except FAILURES as error:
+            traceback = keep_traceback(self.folder.path, error)
+            raise ValueError(f"{what_failed(error)} {self._keep_state()} {traceback}".rstrip()) from error
+
+    def _keep_state(self) -> str:
+        """Saves the steps that are done when one fails, if that can be, and says from where the run goes on.
+
+        Other processes would not come to save, so only a process alone does.
+        """
+        step, checkpoints = self.progress.step, self.folder.checkpoints
+        try:
+            can_save = step > 0 and self.accelerator.num_processes == 1 and not self._is_in_step
+            if can_save and not checkpoints.has(step):
+                if self._before is not None:
+                    self._statistics.restore(self._before)
+                self._save()
+            kept = checkpoints.latest()
+        except (ArithmeticError, OSError, *FAILURES) as error:
+            return f"Step {step} cannot be saved: {error}"
+        if kept is None:
+            return "The same command goes on from the start: nothing is saved yet."
+        return f"The same command goes on from step {step_of(kept)}, which is saved."
 
     def resume(self) -> Progress:
         """Restores the newest checkpoint, if there is one."""
-        checkpoint = self.folder.checkpoints.latest()
-        if checkpoint is None:
+        progress = self.folder.checkpoints.load_latest(self.accelerator, self.averages)
+        if progress is None:
             return Progress()
-        progress = self.folder.checkpoints.load(checkpoint, self.accelerator, self.averages)
         if progress.step >= self.num_steps:
             self.accelerator.print(f"{self.folder.path} has all of its {self.num_steps} steps; writing results again.")
         else:

@@ -22,11 +22,12 @@ from demo_diffusion.data.latent_shards import (
     LatentShards,
     ShardContent,
     Skipped,
+    saved_hash,
 )
-from demo_diffusion.data.latents import describe_vae
+from demo_diffusion.data.latents import describe_vae, read_metadata, restore_settings
 from demo_diffusion.records.files import read_json, write_json
 from demo_diffusion.records.folder_claim import claim_folder
-from demo_diffusion.records.hashes import tensor_hash
+from demo_diffusion.records.hashes import sealed, tensor_hash
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.shards import make_missing, remove_unfit
 
@@ -110,6 +111,7 @@ class LatentCache:
     def run(self) -> None:
         """Raises a ValueError if an image cannot be read and --strict is given, or the latents are not finite."""
         if self.state.is_main_process:
+            restore_settings(self.out)
             claim_folder(self.out / SETTINGS_FILE, self.settings, "latents", compare_settings)
         remove_unfit(self.shards, self.state)
         if self.state.is_main_process:
@@ -184,7 +186,7 @@ class LatentCache:
         """Collects what the shards say and writes it; nothing changes where the folder is finished."""
         previous = None
         try:
-            previous = read_json(self.out / METADATA_FILE)
+            previous = read_metadata(self.out)
         except ValueError as error:
             print(f"{error} It is written again.")
         contents = [self.shards.read(shard) for shard in range(len(self.shards))]
@@ -195,7 +197,7 @@ class LatentCache:
             return
         metadata = self._metadata(contents)
         rate = {"images_per_second": images_per_second}
-        write_json(self.out / METADATA_FILE, {**metadata, **rate, **provenance(self.state)})
+        write_json(self.out / METADATA_FILE, sealed({**metadata, **rate, **provenance(self.state)}))
         speed = "" if images_per_second is None else f", {images_per_second:.1f} images/s"
         print(f"{self.out} is finished: {metadata['num_images']:,} images, each in both directions{speed}.")
 
@@ -221,6 +223,7 @@ class LatentCache:
                     "file": self.shards.path(shard).name,
                     "images": len(content.indices),
                     "bytes": self.shards.path(shard).stat().st_size,
+                    "sha256": saved_hash(self.shards.path(shard)),
                 }
                 for shard, content in enumerate(contents)
             ],

@@ -1,0 +1,89 @@
+"""Damaged files of a run: it goes on as if nothing were, or ends in one error that says what to do."""
+
+import shutil
+
+import pytest
+from accelerate import Accelerator
+
+from demo_diffusion.records.run_records import add_accuracy, read_accuracies, read_losses
+from demo_diffusion.train.diffusion.config import parse_config
+from demo_diffusion.train.engine.run_folder import RunFolder, read_parts
+from tests.support.damage import DAMAGES
+from tests.support.runs import arguments, first_steps_of, train
+
+STEP = 8
+NEEDED = "config.yaml"  # all others are made anew
+FILES = (NEEDED, "run.json", "loss.csv", "accuracy.csv")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = train(tmp_path_factory.mktemp("finished") / "run")
+    add_accuracy(run, STEP, 0.5, 0.75)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def go_on(run) -> None:
+    config, folder = parse_config(arguments(run)), RunFolder(run)
+    folder.check(config)
+    folder.start(config, Accelerator(cpu=True), STEP)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named_or_made_anew(run, file, damage):
+    before = (run / file).read_bytes()
+    DAMAGES[damage](run / file)
+    if damage == "folder" or file == NEEDED:
+        with pytest.raises(ValueError, match=rf"{file}(?s:.*)(Move it away|another --output_dir)"):
+            go_on(run)
+        return
+    if damage == "missing":
+        go_on(run)
+    else:
+        with pytest.warns(UserWarning, match=rf"{file} cannot be read: (?s:.+) begins anew.*{file}.damaged now"):
+            go_on(run)
+        kept = run / f"{file}.damaged"
+        assert kept.is_symlink() or kept.read_bytes() != before
+    losses, accuracies, parts = read_losses(run), read_accuracies(run), read_parts(run)
+    assert len(losses) == (0 if file == "loss.csv" else 4)
+    assert len(accuracies) == (0 if file == "accuracy.csv" else 1)
+    assert [part["first_step"] for part in parts] == ([STEP] if file == "run.json" else [0, STEP])
+
+
+@pytest.mark.parametrize("file", ["run.json", "loss.csv"])
+def test_a_training_goes_on_without_a_record(run, file):
+    DAMAGES["zeros"](run / file)
+    with pytest.warns(UserWarning, match=f"{file}.* begins anew"):
+        train(run)
+    assert first_steps_of(run)[-1] == STEP and (run / "pipeline").is_dir()
+
+
+def test_a_training_with_a_damaged_config_ends_in_one_line(run):
+    DAMAGES["binary"](run / "config.yaml")
+    with pytest.raises(SystemExit, match=r"^error: .*config.yaml cannot be read: it is no text in UTF-8. Bring back"):
+        train(run)
+
+
+BROKEN_ROWS = {
+    "cut within a number": lambda text: text[:-3],
+    "no header": lambda text: text.partition("\n")[2],
+    "a comma more": lambda text: text[:-1] + ",7\n",
+    "a letter in a number": lambda text: text[:-1] + "x\n",
+    "a row without a loss": lambda text: text + "10\n",
+    "a step twice": lambda text: text + text.splitlines()[-1] + "\n",
+    "a step that is no number": lambda text: text + text.splitlines()[-1].replace("8,", "8.5,", 1) + "\n",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ROWS)
+def test_rows_that_are_not_whole_are_not_read(run, case):
+    file = run / "loss.csv"
+    file.write_text(BROKEN_ROWS[case](file.read_text()))
+    with pytest.raises(ValueError, match="loss.csv cannot be read: .*Bring back a good copy"):
+        read_losses(run)
