@@ -47,10 +47,8 @@ def merge_windows(windows: torch.Tensor, height: int, width: int, window_size: i
     """Inverse of `partition_windows`: (B · windows, heads, window_size², d) -> (B, H, W, heads · d)."""
     _, num_heads, _, head_dim = windows.shape
     rows, columns = height // window_size, width // window_size
-    grid = windows.reshape(-1, rows, columns, num_heads, window_size, window_size, head_dim).permute(
-        _FROM_WINDOWS[kind]
-    )
-    return grid.reshape(-1, height, width, num_heads * head_dim)
+    grid = windows.reshape(-1, rows, columns, num_heads, window_size, window_size, head_dim)
+    return grid.permute(_FROM_WINDOWS[kind]).reshape(-1, height, width, num_heads * head_dim)
 
 
 def pad_to_windows(tokens: torch.Tensor, window_size: int) -> torch.Tensor:
