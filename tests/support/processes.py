@@ -29,7 +29,8 @@ class Child:
     def wait_for(self, word: str) -> None:
         """Returns when it has printed a word."""
         while word not in self.output:
-            assert (chunk := os.read(self.read, 1 << 16)), f"It ended before it said {word}: {self.output}"
+            chunk = os.read(self.read, 1 << 16)
+            assert chunk, f"It ended before it said {word}: {self.output}"
             self.output += chunk.decode()
 
     def wait(self) -> tuple[int, str]:
