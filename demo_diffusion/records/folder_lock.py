@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from accelerate.utils import get_int_from_env
+import torch
+from accelerate.utils import broadcast_object_list, get_int_from_env
 from filelock import FileLock, Timeout
 
 from .files import check_output_folder, read_json, write_json
@@ -36,7 +37,7 @@ def is_lock(path: Path) -> bool:
 def hold_folder(folder: str | Path) -> Iterator[None]:
     """Lets no other command write into a folder, which is made if need be and removed if it stays empty.
 
-    On a process that is not rank 0 it does nothing. SIGTERM, if nobody else handles it, ends the program as an
+    Rank 0 holds it; every process must call it. SIGTERM, if nobody else handles it, ends the program as an
     exception does.
 
     Raises:
@@ -49,9 +50,8 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
 
 def check_free(folder: Path) -> None:
     """Raises ValueError if another command writes into a folder now; for a command that will hold it later."""
-    if (folder / LOCK_NAME).exists():
-        with hold_folder(folder):
-            pass
+    with ExitStack() as stack:
+        _enter(stack, folder / LOCK_NAME, folder, is_needed=(folder / LOCK_NAME).exists())
 
 
 @contextmanager
@@ -63,17 +63,37 @@ def hold_target(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _hold(path: Path, output: Path) -> Iterator[None]:
-    if get_int_from_env(RANKS, 0) != 0:
+    with ExitStack() as stack:
+        _enter(stack, path, output)
         yield
-        return
-    check_output_folder(path.parent)
-    made = [each for each in (path.parent, *path.parent.absolute().parents) if not each.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _enter(stack: ExitStack, path: Path, output: Path, is_needed: bool = True) -> None:
+    """Takes the lock on rank 0. If that fails, it raises there and, once processes know each other, on all."""
+    refusal = None
+    if is_needed and get_int_from_env(RANKS, 0) == 0:
+        try:
+            stack.enter_context(_in_folder(path.parent))
+            stack.enter_context(_locked(path, output))
+            stack.enter_context(_ending_on_sigterm())
+        except (OSError, ValueError) as error:
+            refusal = error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        (refusal,) = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise refusal
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes it and its parents if they are new and stay empty."""
+    check_output_folder(folder)
+    new = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(path, output), _ending_on_sigterm():
-            yield
+        yield
     finally:
-        for each in made:
+        for each in new:
             with suppress(OSError):  # not empty
                 each.rmdir()
 

@@ -20,8 +20,7 @@ def run_training(create_trainer: Callable[[], Trainer]) -> None:
         SystemExit: with one line, if the trainer cannot be created, another command writes into its folder, it is
             interrupted, or it meets data, a disk or numbers that it cannot work with.
     """
-    kinds = (*MISTAKES, FloatingPointError, ImageError)
-    with StopRequest() as stop_request, one_line_for_mistakes(kinds):
+    with StopRequest() as stop_request, one_line_for_mistakes((*MISTAKES, FloatingPointError, ImageError)):
         trainer = create_trainer()
         with hold_folder(trainer.folder.path):
             trainer.folder.check(trainer.config)  # again: another command may have written there meanwhile
