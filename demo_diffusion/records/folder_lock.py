@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from .files import check_output_folder, read_json, write_json
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 20.0, 300.0
+GRACE_SECONDS = 3.0  # a killed process holds its lock until the system has freed its memory
 LOCK_NAME, FACTS_SUFFIX = ".lock", ".json"
 LOCK_FACTS = {"host", "pid", "since"}
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # as accelerate reads them
@@ -100,7 +101,7 @@ def _in_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, output: Path) -> Iterator[None]:
-    lock, facts = FileLock(path, timeout=0), Path(f"{path}{FACTS_SUFFIX}")
+    lock, facts = FileLock(path, timeout=GRACE_SECONDS), Path(f"{path}{FACTS_SUFFIX}")
     try:
         lock.acquire()
     except Timeout:

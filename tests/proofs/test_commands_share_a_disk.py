@@ -22,6 +22,7 @@ from demo_diffusion.eval.evaluate import main as evaluate
 from demo_diffusion.eval.reference import main as make_reference
 from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.objectives import DDPMObjective
+from demo_diffusion.records import folder_lock
 from demo_diffusion.records.folder_lock import hold_folder, hold_target
 from demo_diffusion.train.cache_latents import main as cache_latents
 from demo_diffusion.train.export_pipeline import main as export
@@ -147,6 +148,11 @@ COMMANDS = {
 HOLDING = [name for name, command in COMMANDS.items() if command.hold]
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch):
+    monkeypatch.setattr(folder_lock, "GRACE_SECONDS", 0)
+
+
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
     """What the commands read."""
@@ -178,7 +184,7 @@ def error_line(output: str) -> str:
 
 
 @pytest.mark.parametrize("name", HOLDING)
-def test_a_command_is_refused_while_another_writes_there(tmp_path, ground, name, monkeypatch):
+def test_a_command_is_refused_while_another_writes_there(tmp_path, ground, name):
     command, out = COMMANDS[name], tmp_path / "out"
     if name == "conversion to official":
         out.mkdir()

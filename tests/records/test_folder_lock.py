@@ -18,6 +18,11 @@ OUTPUTS = {"folder": hold_folder, "target": hold_target}
 FACTS = {"host": "another-machine", "pid": 1234, "since": "2026-01-02 03:04:05"}
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch):
+    monkeypatch.setattr(folder_lock, "GRACE_SECONDS", 0)
+
+
 def lock_of(output: Path, kind: str) -> Path:
     return output / ".lock" if kind == "folder" else output.parent / f".{output.name}.lock"
 
@@ -116,6 +121,37 @@ def test_damaged_facts_keep_nobody_out_and_hide_no_owner(tmp_path, text):
         (tmp_path / ".lock.json").write_text(text)
         with pytest.raises(ValueError, match=f"Another command.* is writing {tmp_path}"), hold_folder(tmp_path):
             pass
+
+
+def test_an_owner_that_is_dying_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "GRACE_SECONDS", 10)
+
+    def run() -> None:
+        with hold_folder(tmp_path):
+            print("holds", flush=True)
+            time.sleep(0.5)
+
+    child = Child(run)
+    child.wait_for("holds")
+    with hold_folder(tmp_path):
+        assert child.wait()[0] == 0
+
+
+def test_a_worker_that_outlives_its_owner_does_not_keep_the_lock(tmp_path):
+    def run() -> None:
+        with hold_folder(tmp_path):
+            if os.fork() == 0:
+                print("works", flush=True)
+                time.sleep(1)
+                os._exit(0)
+            time.sleep(60)
+
+    child = Child(run)
+    child.wait_for("works")
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    with hold_folder(tmp_path):
+        pass
 
 
 def test_the_owner_s_heart_beats(tmp_path, monkeypatch):
