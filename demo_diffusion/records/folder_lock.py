@@ -103,7 +103,11 @@ def _in_folder(folder: Path) -> Iterator[None]:
 def _locked(path: Path, output: Path) -> Iterator[None]:
     lock, facts = FileLock(path, timeout=GRACE_SECONDS), Path(f"{path}{FACTS_SUFFIX}")
     try:
-        lock.acquire()
+        try:
+            lock.acquire()
+        except FileNotFoundError:  # the command that made the folder has just removed it again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise ValueError(_refusal(output, _read(facts))) from None
     try:
