@@ -20,6 +20,7 @@ from demo_diffusion.eval.reports.results import Evaluation, format_metrics
 from demo_diffusion.eval.samples.generated import SamplingPlan, open_pipeline
 from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray, SampleFolder
 from demo_diffusion.pipelines.samplers import describe_samplers
+from demo_diffusion.records.folder_lock import hold_folder
 from demo_diffusion.records.hashes import file_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -107,7 +108,9 @@ def evaluate(config: EvaluationConfig) -> None:
 
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
-    evaluate(OptionParser(EvaluationConfig, description=__doc__).read(arguments))
+    config = OptionParser(EvaluationConfig, description=__doc__).read(arguments)
+    with hold_folder(config.out):
+        evaluate(config)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser
+from demo_diffusion.records.folder_lock import hold_folder
 from demo_diffusion.train.latents.cache import LatentCache
 from demo_diffusion.train.latents.config import CacheConfig
 
@@ -18,8 +19,9 @@ from demo_diffusion.train.latents.config import CacheConfig
 def main(arguments: list[str] | None = None) -> None:
     config = OptionParser(CacheConfig, description=__doc__).read(arguments)
     try:
-        # On CPUs processes find each other only if it is said that there is no accelerator.
-        LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()
+        with hold_folder(config.out):
+            # On CPUs processes find each other only if it is said that there is no accelerator.
+            LatentCache(config, PartialState(cpu=not torch.accelerator.is_available())).run()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The same command continues from what is in {config.out}.") from None
 

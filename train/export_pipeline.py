@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.records.files import write_whole
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.run_records import read_losses
 from demo_diffusion.train.diffusion.build import create_network, create_objective, create_pipeline
 from demo_diffusion.train.diffusion.config import parse_config
@@ -44,9 +45,14 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))
-    write_whole(out, create_pipeline(config, data, objective, network.eval()).save_pretrained)
     done = progress_of(checkpoint).step
-    write_model_card(run, out, config, data.dataset, read_losses(run, done), done)
+    pipeline = create_pipeline(config, data, objective, network.eval())
+
+    def write(folder: Path) -> None:
+        pipeline.save_pretrained(folder)
+        write_model_card(run, folder, config, data.dataset, read_losses(run, done), done)
+
+    write_whole(out, write)
     print(f"Wrote {out}: step {done}, moving average {decay}.")
 
 
@@ -61,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.push_to_hub:
         check_hub_access()
-    export(options.run, options.out, options.ema_decay, options.step)
+    with hold_target(options.out):
+        export(options.run, options.out, options.ema_decay, options.step)
     if options.push_to_hub:
         upload(options.out, options.push_to_hub)
 

@@ -18,6 +18,7 @@ import torch
 from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import spell_with_underscores
 from demo_diffusion.records.files import check_output_folder, write_whole
+from demo_diffusion.records.folder_lock import hold_target
 
 from .checkpoint_file import read_checkpoint
 from .emov2 import ATTENDING_MODES, classifier_from_official, is_emov2, save_classifier
@@ -72,7 +73,8 @@ def convert(options: argparse.Namespace) -> None:
         ValueError: if it cannot be carried out; then nothing is written.
     """
     _check_target(options.target)
-    write_whole(options.target, _writer(Path(options.source), options))
+    with hold_target(options.target):
+        write_whole(options.target, _writer(Path(options.source), options))
     print(f"Wrote {options.target}.")
 
 

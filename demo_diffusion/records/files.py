@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
-PARTIAL = ".partial"  # ends the name of whatever is not whole yet
+MARK = ".demo_diffusion-"  # in the name of whatever is not whole yet, between the target's name and a random part
+PARTIAL = re.compile(rf"(.+){re.escape(MARK)}\w{{8}}\.partial")
+EARLIER = "earlier"
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
@@ -18,14 +22,22 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     An earlier file or folder is replaced; if `write` fails or is killed, it stays. Replacing a folder takes two
     renames, between which there is none. The temporary path bears the target's name (some formats keep it) in a folder
     of its own, so that processes do not disturb each other. Missing parents of `target` are made.
+
+    Raises:
+        OSError: names the target and the reason if it cannot be written, whatever the writer of the format raised.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL) as temporary:
-        partial = Path(temporary) / target.name
-        write(partial)
-        if partial.is_dir() and target.is_dir() and not target.is_symlink():
-            os.replace(target, Path(temporary) / "earlier")  # a folder cannot be renamed onto one that is not empty
-        os.replace(partial, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=target.name + MARK, suffix=".partial") as temporary:
+            partial = Path(temporary) / target.name
+            write(partial)
+            if partial.is_dir() and target.is_dir() and not target.is_symlink():
+                # A folder cannot be renamed onto one that is not empty.
+                os.replace(target, Path(temporary) / EARLIER)
+            os.replace(partial, target)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's on a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{target} cannot be written: {reason}. Nothing of it is left half-written.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,9 +65,23 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing into a folder. Only before any process writes."""
-    for leftover in folder.glob(f"*{PARTIAL}"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Removes what killed processes were writing into a folder. Only before any process writes.
+
+    What `write_whole` had moved aside for a new one comes back. Files of others are not touched, whatever their names.
+    """
+    for leftover in filter(is_leftover, list(folder.glob("*.partial"))):
+        target = folder / PARTIAL.fullmatch(leftover.name).group(1)
+        if (leftover / EARLIER).exists() and not target.exists():
+            os.replace(leftover / EARLIER, target)
+        shutil.rmtree(leftover)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path is the temporary folder of a `write_whole` that was killed, or goes on."""
+    match = PARTIAL.fullmatch(path.name)
+    if match is None or path.is_symlink() or not path.is_dir():
+        return False
+    return {each.name for each in path.iterdir()} <= {match.group(1), EARLIER}
 
 
 def read_json(path: Path) -> dict | None:

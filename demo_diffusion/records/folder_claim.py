@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from .files import PARTIAL, check_output_folder, read_json, remove_leftovers, write_json
+from .files import check_output_folder, is_leftover, read_json, remove_leftovers, write_json
+from .folder_lock import is_lock
 
 Compare = Callable[[dict, dict], list[str]]
 
@@ -44,7 +45,7 @@ def claim_folder(file: Path, facts: dict, content: str, compare: Compare = compa
     check_output_folder(folder)
     if changed := differences(file, facts, compare):
         raise ValueError(f"{folder} holds {content} of other settings: {'; '.join(changed)}. Choose another --out.")
-    if folder.exists() and not file.is_file() and any(path.suffix != PARTIAL for path in folder.iterdir()):
+    if folder.exists() and not file.is_file() and any(_is_foreign(path) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and does not hold {content}. Choose another --out.")
     remove_leftovers(folder)
     if not (file.is_file() and _has_shards(folder)):
@@ -53,3 +54,7 @@ def claim_folder(file: Path, facts: dict, content: str, compare: Compare = compa
 
 def _has_shards(folder: Path) -> bool:
     return any(folder.glob("shards/*.safetensors"))
+
+
+def _is_foreign(path: Path) -> bool:
+    return not is_leftover(path) and not is_lock(path)

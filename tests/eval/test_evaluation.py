@@ -349,7 +349,7 @@ def test_damaged_shards_are_made_again(tmp_path):
     content[-10:] = b"\0" * 10
     (tmp_path / "000001.safetensors").write_bytes(content)
     shutil.copy(tmp_path / "000000.safetensors", tmp_path / "000002.safetensors")  # two images where one must be
-    (tmp_path / "000007.123.partial").touch()
+    (tmp_path / "000007.safetensors.demo_diffusion-x1234567.partial").mkdir()
     remove_unfit(shards, PartialState())
     assert shards.missing() == [1, 2] and not list(tmp_path.glob("*.partial"))
 

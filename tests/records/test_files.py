@@ -2,11 +2,17 @@
 
 import os
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.objectives import FlowObjective
 from demo_diffusion.records.files import (
     check_output_file,
     check_output_folder,
@@ -18,6 +24,9 @@ from demo_diffusion.records.files import (
     write_text,
     write_whole,
 )
+from tests.support.classifiers import tiny_emov2
+from tests.support.networks import tiny_transformer
+from tests.support.pipelines import tiny_taef2
 
 
 def make_folder(path: Path, content: str) -> None:
@@ -83,11 +92,98 @@ def test_a_file_never_replaces_a_folder(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     die = lambda path: path.write_text("half") and os._exit(9)  # noqa: E731
     assert in_another_process(lambda: write_whole(tmp_path / "target", die)) == 9
-    (tmp_path / "000000.1.partial").write_text("of an older version")
-    assert len(list(tmp_path.glob("*.partial"))) == 2 and not (tmp_path / "target").exists()
+    assert len(list(tmp_path.glob("target.demo_diffusion-*.partial"))) == 1 and not (tmp_path / "target").exists()
     write_text(tmp_path / "kept", "")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_comes_back_whose_replacement_was_killed_between_two_renames(tmp_path, monkeypatch):
+    write_whole(tmp_path / "target", lambda path: make_folder(path, "earlier"))
+    replace = os.replace
+
+    def kill_after(source, target):
+        replace(source, target)
+        os._exit(9)
+
+    def write() -> None:
+        monkeypatch.setattr(os, "replace", kill_after)
+        write_whole(tmp_path / "target", lambda path: make_folder(path, "new"))
+
+    assert in_another_process(write) == 9 and not (tmp_path / "target").exists()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target/inside").read_text() == "earlier"
+
+
+OWN = "target.demo_diffusion-x1234567.partial"  # as `write_whole` names its folders
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "X.partial", "target.partial", ".partial", "target.x1234567.partial/target", "000000.1.partial",
+        "step-000000003.partial/model.safetensors", "target.demo_diffusion-.partial",
+        "target.demo_diffusion-x12345678.partial", ".demo_diffusion-x1234567.partial", OWN, f"{OWN}/notes.txt",
+        "target.tmp", "target~", ".target.swp", "tmpx1234567", f"{OWN}.bak",
+    ],
+)  # fmt: skip
+def test_files_of_a_user_survive_whatever_their_names(tmp_path, path):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("mine")
+    write_text(tmp_path / "target", "one")
+    remove_leftovers(tmp_path)
+    write_text(tmp_path / "target", "two")
+    assert (tmp_path / path).read_text() == "mine" and (tmp_path / "target").read_text() == "two"
+
+
+def test_a_link_that_looks_like_a_leftover_survives(tmp_path):
+    make_folder(tmp_path / "elsewhere", "mine")
+    (tmp_path / OWN).symlink_to(tmp_path / "elsewhere")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / OWN / "inside").read_text() == "mine"
+
+
+LARGE = torch.zeros(100_000)
+WRITERS = {
+    "bytes": lambda path: path.write_bytes(bytes(400_000)),
+    "text": lambda path: path.write_text("x" * 400_000),
+    "arrays": lambda path: np.savez(path.open("wb"), x=LARGE.numpy()),
+    "torch": lambda path: torch.save({"x": LARGE}, path),
+    "safetensors": lambda path: save_file({"x": LARGE}, path),
+    "image": lambda path: Image.effect_noise((600, 600), 50).save(path, "png"),
+    "pipeline": lambda path: DEMOPipeline(tiny_transformer(), FlowObjective().scheduler()).save_pretrained(path),
+    "classifier": lambda path: tiny_emov2("EMOv2-5M").save_pretrained(path),
+    "taef2": lambda path: tiny_taef2().save_pretrained(path),
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_one_error_for_every_format(tmp_path, kind, earlier):
+    """The limit is the system's own on the size of a file; writers of formats raise their own errors there."""
+    target, limits = tmp_path / "target", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if earlier:
+        write_whole(target, WRITERS[kind])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(f"{target} cannot be written: ")) as error:
+            write_whole(target, WRITERS[kind])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert bool(list(tmp_path.iterdir())) == earlier
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, KeyboardInterrupt])
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    def write(path: Path) -> None:
+        raise error("mine")
+
+    with pytest.raises(error, match="^mine$"):
+        write_whole(tmp_path / "target", write)
 
 
 def test_json_and_arrays_are_read_as_written(tmp_path):

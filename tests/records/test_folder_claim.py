@@ -49,11 +49,18 @@ def test_what_is_compared_can_be_chosen(tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    (tmp_path / "0.partial").touch()
-    claim_folder(tmp_path / "facts.json", FACTS, "things")  # a killed process left the partial file
+    (tmp_path / "0.demo_diffusion-x1234567.partial").mkdir()
+    claim_folder(tmp_path / "facts.json", FACTS, "things")  # a killed process left the temporary folder
     assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/photo.png").touch()
+    for name in ("X.partial", "a.demo_diffusion-x1234567.partial"):  # files of a user
+        mine = tmp_path / f"with {name}" / name
+        mine.parent.mkdir()
+        mine.touch()
+        with pytest.raises(ValueError, match="is not empty and does not hold things"):
+            claim_folder(mine.parent / "facts.json", FACTS, "things")
+        assert mine.exists()
     with pytest.raises(ValueError, match=r"other is not empty and does not hold things\. Choose another --out"):
         claim_folder(tmp_path / "other/facts.json", FACTS, "things")
     with pytest.raises(ValueError, match=r"photo\.png is not a folder that may be written to"):

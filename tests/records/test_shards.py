@@ -64,8 +64,7 @@ def test_damaged_shards_and_leftovers_go(tmp_path, capsys):
     shards.make([0, 1, 2])
     shards.path(0).write_bytes(shards.path(0).read_bytes()[:-1])
     shards.path(2).write_bytes(b"")
-    (tmp_path / "000001.safetensors.x.partial").mkdir()
-    (tmp_path / "000001.7.partial").touch()
+    (tmp_path / "000001.safetensors.demo_diffusion-x1234567.partial").mkdir()
     remove_unfit(shards, state)
     assert shards.missing() == [0, 2] and [path.name for path in tmp_path.iterdir()] == ["000001.safetensors"]
     assert "000000.safetensors is damaged; it is made again" in capsys.readouterr().out

@@ -210,7 +210,7 @@ def test_damaged_and_cut_off_checkpoints_are_passed_over_and_copies_are_left_alo
     folder = run / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:09d}" for step in (3, 6, 9)]
     shutil.copytree(folder / "step-000000006", folder / "step-000000009-v2")
-    shutil.copytree(folder / "step-000000006", folder / "step-000000008.partial")
+    shutil.copytree(folder / "step-000000006", folder / "step-000000008.demo_diffusion-checkpoint.partial")
     (folder / ".DS_Store").touch()
     optimizer = folder / "step-000000009/optimizer.bin"
     os.truncate(optimizer, optimizer.stat().st_size // 2)

@@ -315,3 +315,24 @@ def test_mistakes_with_latents_are_named(tmp_path, capsys, options, message):
         train(tmp_path / "run", **options)
     assert re.search(message, str(stop.value) + capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("failing", ["write_model_card", "DEMOPipeline.save_pretrained", "save_loss_curves"])
+def test_a_pipeline_is_there_only_with_its_card_and_pictures(tmp_path, monkeypatch, failing, earlier):
+    run = train(tmp_path / "run", checkpoint_every=8) if earlier else tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.glob("pipeline/**/*") if path.is_file()}
+
+    def fail(*arguments):
+        if len(arguments) == 2 and isinstance(arguments[1], Path):
+            arguments[1].mkdir()
+        raise OSError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"demo_diffusion.train.diffusion.trainer.{failing}", fail)
+        with pytest.raises(SystemExit, match="^error: .*The disk is full"):
+            train(run, checkpoint_every=8)
+    assert {path: path.read_bytes() for path in run.glob("pipeline/**/*") if path.is_file()} == before
+    assert (run / "pipeline").exists() == earlier
+    train(run, checkpoint_every=8)
+    assert {path.name for path in (run / "pipeline").iterdir()} >= {"README.md", "samples.png", "loss.png"}

@@ -1,5 +1,7 @@
 """Trains D-EMO, DiT or SiT."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -108,17 +110,23 @@ class DiffusionTrainer(Trainer):
     def finish(self) -> None:
         """Writes a pipeline for each moving average, samples.png, loss.png and the accuracy of the samples' classes."""
         for decay in self.averages.decays[1:]:
-            self._save_pipeline(self.pipeline(decay), f"pipeline_ema_{decay}")
+            pipeline = self.pipeline(decay)
+            if self.accelerator.is_main_process:
+                write_whole(self.folder.path / f"pipeline_ema_{decay}", pipeline.save_pretrained)
         pipeline = self.pipeline()
         if not self.accelerator.is_main_process:
             return
         run, folder = self.config.run, self.folder.path
-        sample_grid(pipeline, run).save(folder / "samples.png")
+        write_whole(folder / "samples.png", sample_grid(pipeline, run).save)
         if run.knn_samples:
             self._measure_classes(pipeline)
         self.plot_losses()
-        self._save_pipeline(pipeline, "pipeline")
-        write_model_card(folder, folder / "pipeline", self.config, self.data.dataset, self.rows, self.num_steps)
+
+        def write(path: Path) -> None:
+            pipeline.save_pretrained(path)
+            write_model_card(folder, path, self.config, self.data.dataset, self.rows, self.num_steps)
+
+        write_whole(folder / "pipeline", write)
         print(f"Pipeline, samples.png and loss.png are in {folder}.")
         if run.push_to_hub is not None:
             upload(folder / "pipeline", run.push_to_hub)
@@ -136,15 +144,10 @@ class DiffusionTrainer(Trainer):
             runs["official D-EMO training, mean of 2,000 steps"] = official
         save_loss_curves(self.folder.path / "loss.png", runs)
 
-    def _save_pipeline(self, pipeline: DEMOPipeline, name: str) -> None:
-        if self.accelerator.is_main_process:
-            write_whole(self.folder.path / name, pipeline.save_pretrained)
-
     def _save_grid(self, pipeline: DEMOPipeline, step: int) -> None:
         if self.accelerator.is_main_process:
-            grid, file = sample_grid(pipeline, self.config.run), self.folder.path / f"samples/step-{step:09d}.png"
-            file.parent.mkdir(exist_ok=True)
-            grid.save(file)
+            grid = sample_grid(pipeline, self.config.run)
+            write_whole(self.folder.path / f"samples/step-{step:09d}.png", grid.save)
             tensorboard = self.accelerator.get_tracker("tensorboard")
             tensorboard.log_images({"samples": np.array(grid)[None]}, step=step, dataformats="NHWC")
         self.accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from safetensors.torch import load_file, save_file
 
+from demo_diffusion.records.files import MARK
 from demo_diffusion.records.hashes import hash_files, is_sealed, sealed
 from demo_diffusion.records.reading import read_parsed
 
@@ -19,6 +20,7 @@ from .moving_averages import MovingAverages
 
 NAME = re.compile(r"step-(\d{9})")
 MANIFEST = "checkpoint.json"
+PARTIAL = f"{MARK}checkpoint.partial"  # the same on all processes, which write into it together
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Checkpoints:
             OSError: if it cannot be written. Earlier checkpoints stay whole.
         """
         target = self._of(progress.step)
-        partial = target.with_suffix(".partial")
+        partial = target.with_name(target.name + PARTIAL)
         if not self.folder.is_dir():
             raise OSError(f"The folder {self.folder} is gone, so step {progress.step} cannot be saved.")
         try:
@@ -188,7 +190,7 @@ class Checkpoints:
 
     def _remove_old(self, newest: Path) -> None:
         """Removes unfinished folders, damaged checkpoints of later steps, and all others but the newest `keep`."""
-        for partial in self.folder.glob("step-*.partial"):
+        for partial in self.folder.glob(f"step-*{PARTIAL}"):
             shutil.rmtree(partial)
         before = [path for path in self._all() if path < newest]
         later = [path for path in self._all() if path > newest]

@@ -1,18 +1,41 @@
-"""Notices SIGTERM, by which a cluster announces preemption."""
+"""Notices that a training shall stop: by SIGTERM, which announces preemption, or because its launcher is gone.
 
+`torchrun` passes SIGTERM on to its processes, and kills them 30 seconds later. `accelerate launch` with one process
+does not: SIGTERM ends the launcher alone.
+"""
+
+import os
 import signal
 from types import FrameType
 
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what torchrun and accelerate always set
+
 
 class StopRequest:
-    """Context manager that remembers a SIGTERM instead of ending the process.
+    """Context manager that remembers a SIGTERM instead of ending the process, and watches the launcher.
+
+    A process that no launcher started may lose its parent: nohup, setsid and the end of a shell do not stop it.
 
     Attributes:
-        is_set: whether one has come.
+        reason: why it is set, for a message.
     """
 
     def __init__(self):
-        self.is_set = False
+        self._has_sigterm = False
+        self._launcher = _launcher()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the training shall stop."""
+        return self._has_sigterm or self._is_orphan
+
+    @property
+    def reason(self) -> str:
+        return "The launcher is gone" if self._is_orphan and not self._has_sigterm else "SIGTERM"
+
+    @property
+    def _is_orphan(self) -> bool:
+        return self._launcher is not None and os.getppid() != self._launcher
 
     def __enter__(self) -> "StopRequest":
         self.before = signal.signal(signal.SIGTERM, self._remember)
@@ -22,4 +45,10 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self.before)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.is_set = True
+        self._has_sigterm = True
+
+
+def _launcher() -> int | None:
+    """The launcher's process number; None if there is no launcher, or it is the first process of a container."""
+    is_launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
+    return os.getppid() if is_launched and os.getppid() != 1 else None

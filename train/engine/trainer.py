@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from demo_diffusion.records.folder_lock import check_free
 from demo_diffusion.records.run_records import read_losses, write_losses
 
 from .accelerator import configure_deepspeed, create_accelerator
@@ -63,6 +64,7 @@ class Trainer(ABC):
         # The machine, the folder and the data: everything that a user may have got wrong comes first.
         self.accelerator = create_accelerator(optimization, config.run.output_dir)
         self.folder = RunFolder(config.run.output_dir, config.run.keep_checkpoints)
+        check_free(self.folder.path)
         self.folder.check(config)
         self.folder.checkpoints.check_sharding(self.accelerator)
         self.samples = self.load_data()
@@ -253,7 +255,8 @@ class Trainer(ABC):
 
         if is_stopped:
             accelerator.print(
-                f"SIGTERM: stopped after step {progress.step}, which is saved; the same command continues."
+                f"{stop_request.reason}: stopped after step {progress.step}, which is saved; "
+                "the same command continues."
             )
         else:
             with self._state_kept_on_failure():
