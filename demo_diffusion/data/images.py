@@ -1,5 +1,6 @@
 """Labelled images from scikit-learn, a folder, a parquet file or the hub."""
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from demo_diffusion.cli.command import require_packages
 from demo_diffusion.cli.options import option
 
+from .listing import class_folders, image_files
 from .preparation import center_crop, to_rgb
 
 
@@ -92,9 +93,11 @@ def _open_table(config: DataConfig) -> datasets.Dataset:
         raise ValueError(f"There is no dataset at {config.dataset}; give a folder, a .parquet file or a hub id.")
     try:
         if path.is_file():
-            return datasets.load_dataset("parquet", data_files=str(path), split=config.split)
+            return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split=config.split)
         if path.is_dir() and not any(next(path.glob(shards), None) for shards in ("*.parquet", "data/*.parquet")):
             return _open_image_folder(path, config.split)
+        if path.is_dir() and glob.has_magic(str(path)):  # the folder's own name, and no pattern
+            return datasets.load_dataset("parquet", data_dir=glob.escape(str(path)), split=config.split)
         return datasets.load_dataset(config.dataset, split=config.split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         here = "" if path.exists() else " (there is no such file or folder here, so the hub was asked)"
@@ -102,14 +105,19 @@ def _open_table(config: DataConfig) -> datasets.Dataset:
 
 
 def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
-    """Images of path/<class>/… or path/<split>/<class>/…, whatever their names; other files are passed over."""
+    """Images of path/<class>/… or path/<split>/<class>/…, whatever their names; other files are passed over.
+
+    So are hidden files and folders, as `listing` says.
+    """
     inside = path / split
     if inside.is_dir() and any(child.is_dir() for child in inside.iterdir()):
         path = inside
     elif split != DataConfig.split:
         raise FileNotFoundError(f"there is no folder {inside} with class folders in it")
-    names, ids = find_classes(path)
-    files = make_dataset(path, ids, extensions=IMG_EXTENSIONS)
+    names = class_folders(path)
+    files = [(str(file), label) for label, name in enumerate(names) for file in image_files(path / name)]
+    if empty := sorted(set(range(len(names))) - {label for _, label in files}):
+        raise FileNotFoundError(f"there is no image in the class folder {path / names[empty[0]]}")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     columns = {"image": [file for file, _ in files], "label": [label for _, label in files]}
     return datasets.Dataset.from_dict(columns, features=features)
@@ -141,9 +149,11 @@ def _select_columns(table: datasets.Dataset, image_column: str, label_column: st
 
 def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
     """Names of the classes 0 … n − 1; whole numbers without names are class ids and keep their value."""
-    feature, labels = table.features[label_column], table.unique(label_column)
-    if not all(isinstance(label, int) for label in labels):
-        raise ValueError(f"Column {label_column!r} holds {feature}; labels must be whole numbers or texts.")
+    feature = table.features[label_column]
+    is_whole = str(getattr(feature, "dtype", "")).startswith(("int", "uint"))  # of named classes too
+    labels = table.unique(label_column) if is_whole else [None]
+    if None in labels:
+        raise ValueError(f"Column {label_column!r} holds {feature}; labels must be whole numbers or texts, one a row.")
     names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(max(labels) + 1)]
     if outside := sorted(label for label in labels if not 0 <= label < len(names)):
         raise ValueError(
@@ -187,7 +197,7 @@ class ImageTable(Dataset):
         try:
             row = self.table[index]
             return to_rgb(row[self.image_column]), row[self.label_column]
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # a damaged image makes Pillow raise almost anything
             raise ImageError(f"{self._name(index)} cannot be read as an image: {error}") from error
 
     def _name(self, index: int) -> str:

@@ -71,6 +71,11 @@ def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None
         raise ValueError(f"{name} has {len(labels)} classes, the data {len(id2label)}; they must be the same.")
     places = {label: index for index, label in labels.items()}
     for index, label in id2label.items():
+        if label not in places and label.isdecimal() and int(label) != index:
+            raise ValueError(
+                f"The data's class {label!r} has the number {index}, because names are in the order of texts, and "
+                f"{name} knows its classes by other names. Name the folders as {name} does, or with leading zeros."
+            )
         if places.get(label, index) != index:
             raise ValueError(
                 f"{name} has the class {label!r} at {places[label]}, the data at {index}; the order must be the same."

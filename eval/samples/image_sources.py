@@ -7,11 +7,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from demo_diffusion.data.images import LabelledImages
+from demo_diffusion.data.listing import image_files
 from demo_diffusion.data.preparation import center_crop, to_rgb
 from demo_diffusion.records.files import read_npz
 
@@ -82,7 +83,7 @@ class SampleFolder(ReadImages):
     def __init__(self, folder: Path):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        files = sorted(image_files(folder))
         self.files = [f for f in files if f.suffix.lower() == ".png"]
         if others := sorted({f.suffix for f in files} - {f.suffix for f in self.files}):
             raise ValueError(f"{folder} holds {', '.join(others)} files; samples must be .png, which loses nothing.")
@@ -147,7 +148,7 @@ class RealFolder(ReadImages):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
         self.resolution, self.size = resolution, (resolution, resolution)
-        self.files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        self.files = sorted(image_files(folder))
         if not self.files:
             raise ValueError(f"{folder} holds no image; formats are {', '.join(IMG_EXTENSIONS)}.")
 
@@ -181,8 +182,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image
-    except (OSError, ValueError, SyntaxError) as error:
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged image makes Pillow raise almost anything
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 

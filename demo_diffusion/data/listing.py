@@ -1,0 +1,55 @@
+"""Which files of a folder are images, and which of its folders are classes: one rule for every command."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+OF_PROGRAMS = (
+    "__MACOSX",
+    "@eaDir",
+    "__pycache__",
+)  # folders of archivers, servers and Python; others begin with .
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a program's and no user's: .ipynb_checkpoints, ._photo.jpg, __MACOSX, …"""
+    return name.startswith(".") or name in OF_PROGRAMS
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in a folder, in the order of their ids.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+    if not names:
+        raise FileNotFoundError(f"there is no class folder in {folder}")
+    return names
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image under a folder, ordered by folder and name; each folder once, however links lead to it."""
+    found = [(root, name) for root, names in _walk(str(folder), set()) for name in names if _is_image(name)]
+    return [Path(root, name) for root, name in sorted(found)]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of all folders below that are not hidden, real ones before links to them."""
+    if (real := os.path.realpath(folder)) in seen:
+        return
+    seen.add(real)
+    with os.scandir(folder) as entries:
+        files, folders = [], []
+        for entry in entries:
+            (folders if entry.is_dir() else files).append(entry)
+    yield folder, [entry.name for entry in files]
+    for entry in sorted(folders, key=lambda entry: (entry.is_symlink(), entry.name)):
+        if not is_hidden(entry.name):
+            yield from _walk(entry.path, seen)
