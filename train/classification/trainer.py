@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from demo_diffusion import EMOv2ForImageClassification, create_emov2
 from demo_diffusion.cli.command import require_packages
+from demo_diffusion.data.facts import describe_images
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
@@ -48,6 +49,9 @@ class ClassificationTrainer(Trainer):
         self.val_images = load_validation_images(config.data, self.images)
         length = config.optimization.in_steps(len(self.images.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
+
+    def data_facts(self) -> dict:
+        return describe_images(self.images)
 
     def load_data(self) -> Dataset:
         config, data = self.config, self.config.data

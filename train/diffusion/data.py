@@ -14,6 +14,7 @@ from demo_diffusion.data.autoencoder import (
     load_vae,
     normalization_of,
 )
+from demo_diffusion.data.facts import describe_images
 from demo_diffusion.data.images import LabelledImages, load_images
 from demo_diffusion.data.latents import LatentTable
 from demo_diffusion.train.engine.batch_order import coin
@@ -34,6 +35,7 @@ class DiffusionData:
         normalization: how latents are normalised; None: x0 is pixels.
         pipeline_statistics: `latents_mean` and `latents_std`, if they are not the autoencoder's own.
         images: the images; None if latents come from a cache.
+        made_of: by what the images are recognised that cached latents were made of.
     """
 
     dataset: str
@@ -46,6 +48,12 @@ class DiffusionData:
     normalization: LatentNormalization | None = None
     pipeline_statistics: dict[str, list[float]] = field(default_factory=dict)
     images: LabelledImages | None = None
+    made_of: dict = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict:
+        """By what the images are recognised, as `describe_images`."""
+        return self.made_of if self.images is None else describe_images(self.images)
 
     @property
     def num_classes(self) -> int:
@@ -103,7 +111,10 @@ def _from_cache(config: DiffusionDataConfig, seed: int, device: torch.device) ->
         statistics = {"latents_mean": list(normalization.mean), "latents_std": list(normalization.std)}
     samples = FlippedLatents(table, config.random_flip, seed)
     source = (made_with["dataset"]["name"], table.vae_name)
-    return DiffusionData(*source, samples, table.channels, table.side, table.id2label, vae, normalization, statistics)
+    return DiffusionData(
+        *source, samples, table.channels, table.side, table.id2label, vae, normalization, statistics,
+        made_of={name: made_with["dataset"][name] for name in ("num_images", "id2label", "pixels")},
+    )  # fmt: skip
 
 
 class Flipped(Dataset):

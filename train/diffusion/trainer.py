@@ -54,6 +54,9 @@ class DiffusionTrainer(Trainer):
         self.accelerator.print(f"{len(self.data.samples):,} images of {self.data.num_classes:,} classes")
         return self.data.samples
 
+    def data_facts(self) -> dict:
+        return self.data.facts
+
     def set_up(self) -> None:
         """Creates the objective and the scoring, and checks the sampler."""
         run, device = self.config.run, self.accelerator.device

@@ -10,7 +10,8 @@ import yaml
 from accelerate import Accelerator
 
 from demo_diffusion.cli.config_file import to_yaml
-from demo_diffusion.records.files import check_output_folder, remove_leftovers, write_json, write_text
+from demo_diffusion.data.facts import changed_data
+from demo_diffusion.records.files import check_output_folder, read_json, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.reading import read_parsed
 from demo_diffusion.records.run_records import ACCURACY_FILE, LOSS_FILE, read_accuracies, read_losses
@@ -26,18 +27,19 @@ FREE_FIELDS = {
     "num_workers",
     "max_skipped_steps",
 }
-RECORD_FILE = "run.json"
+RECORD_FILE, DATA_FILE = "run.json", "data.json"
 DAMAGED = ".damaged"  # ends the name of a record that was damaged
 RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
 
 class RunFolder:
-    """Files of one run in `path`: config.yaml, run.json, checkpoints/ and its result."""
+    """Files of one run in `path`: config.yaml, run.json, data.json, checkpoints/ and its result."""
 
     def __init__(self, path: str | Path, keep_checkpoints: int = 2):
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep_checkpoints)
         self.config_file = self.path / "config.yaml"
+        self._data_facts: dict = {}
 
     def check(self, config: object) -> None:
         """Checks that this run may start or continue in the folder.
@@ -67,11 +69,30 @@ class RunFolder:
                 "give the same settings to resume it."
             )
 
+    def check_data(self, facts: dict) -> None:
+        """Checks that a run in the folder, if there is one, was begun with the same data; `start` writes the facts.
+
+        Args:
+            facts: by `describe_images`; empty: the data are not recognised.
+
+        Raises:
+            ValueError: if they were others.
+        """
+        self._data_facts = facts
+        saved = read_json(self.path / DATA_FILE) if facts and self.checkpoints.latest() else None
+        if saved is not None and (changed := changed_data(saved, facts)):
+            raise ValueError(
+                f"{self.path} holds a run on other data: now there are {'; '.join(changed)}. Bring the data back as "
+                "they were, or choose another --output_dir."
+            )
+
     def start(self, config: object, accelerator: Accelerator, first_step: int) -> None:
         """Writes the resolved config, and adds command, machine and versions of this part of the run to run.json."""
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         write_text(self.config_file, to_yaml(config))
+        if self._data_facts:
+            write_json(self.path / DATA_FILE, self._data_facts)
         self._begin_anew(LOSS_FILE, read_losses)
         self._begin_anew(ACCURACY_FILE, read_accuracies)
         self._begin_anew(RECORD_FILE, read_parts)

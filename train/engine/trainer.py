@@ -68,6 +68,7 @@ class Trainer(ABC):
         self.folder.check(config)
         self.folder.checkpoints.check_sharding(self.accelerator)
         self.samples = self.load_data()
+        self.folder.check_data(self.data_facts())
         self.set_up()
         part_size = self.batch_order(first_step=0).part_size  # raises now if the batch cannot be divided
 
@@ -130,6 +131,10 @@ class Trainer(ABC):
     @abstractmethod
     def finish(self) -> None:
         """What a run leaves: writes its result to `folder.path / "pipeline"` or `"model"`. Every process calls it."""
+
+    def data_facts(self) -> dict:
+        """By what the data are recognised when a run goes on, as `describe_images`; empty: they are not."""
+        return {}
 
     def set_up(self) -> None:  # noqa: B027 (a family may do without)
         """Creates what loss, looks and result need beside data and network, such as a teacher. Nothing by default.

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from demo_diffusion.data.autoencoder import LOG_VARIANCE_RANGE, encode_moments, latent_shape, load_vae, moments_shape
-from demo_diffusion.data.images import DataConfig, LabelledImages, load_images
+from demo_diffusion.data.facts import describe_images
+from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.latent_shards import (
     DTYPES,
     FORMAT_VERSION,
@@ -27,14 +27,13 @@ from demo_diffusion.data.latent_shards import (
 from demo_diffusion.data.latents import describe_vae, read_metadata, restore_settings
 from demo_diffusion.records.files import read_json, write_json
 from demo_diffusion.records.folder_claim import claim_folder
-from demo_diffusion.records.hashes import sealed, tensor_hash
+from demo_diffusion.records.hashes import sealed
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.shards import make_missing, remove_unfit
 
 from .config import CacheConfig
 
 SHOWN_SKIPPED = 20
-COMPARED_IMAGES = 16  # evenly spaced ones, by which a dataset is recognised
 
 
 class Batch(NamedTuple):
@@ -244,17 +243,6 @@ def compare_settings(saved: dict, now: dict) -> list[str]:
         if parts := [part for part in after if part not in not_compared and before.get(part) != after[part]]:
             changed.append(f"{name} (was {before.get('name')}, now {after['name']}: other {', '.join(parts)})")
     return changed
-
-
-def describe_images(images: LabelledImages) -> dict:
-    """By what a dataset is recognised: its size, class names, and some of its images and labels by hash."""
-    readable, count, compared = ReadableImages(images.dataset), len(images.dataset), {}
-    for index in np.unique(np.linspace(0, count - 1, COMPARED_IMAGES).astype(int)).tolist():
-        _, image, label = readable[index]
-        is_readable = image is not None
-        compared[f"{index} {label if is_readable else 'unreadable'}"] = image if is_readable else torch.empty(0)
-    pixels = tensor_hash(compared, is_sorted=False)
-    return {"num_images": count, "id2label": images.id2label, "pixels": pixels}
 
 
 def latent_sums(moments: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
