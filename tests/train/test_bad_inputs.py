@@ -94,8 +94,8 @@ BAD_INPUTS = {
     "negative rate": ({"learning_rate": -1}, "learning_rate is -1.0; it must be positive"),
     "no such preset": ({"transformer": "DEMO-M/2"}, "DEMO-M/2.*DEMO-S/2"),
     "no dataset": ({"dataset": "./nowhere", "resolution": 8}, "no dataset at ./nowhere"),
-    "empty folder": (lambda folder: {"dataset": folder, "resolution": 8}, "cannot be read.*there is no class folder in"),
-    "empty class": (images_with("../empty", lambda path: path.mkdir()), "there is no image in the class folder .*empty"),
+    "empty folder": (lambda folder: {"dataset": folder, "resolution": 8}, "cannot be read.*no class folder in"),
+    "empty class": (images_with("../empty", lambda path: path.mkdir()), "no image in the class folder .*empty"),
     "corrupt JPEG": (images_with("bad.jpg", truncated_jpeg), r"Row \d \(.*cat/bad.jpg\) cannot be read as an image"),
     "corrupt in worker": (
         lambda folder: {**images_with("bad.jpg", truncated_jpeg)(folder), "num_workers": 2},
