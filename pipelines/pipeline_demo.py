@@ -1,6 +1,5 @@
 """Sampling: class labels in, images out."""
 
-import copy
 import inspect
 import math
 import operator
@@ -14,18 +13,35 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.objectives import OBJECTIVES
 
 from .guidance import Guidance, GuidedNetwork
 from .labels import LabelNames
+from .scheduler_check import check_samples_are_right
 from .scheduler_fit import (
     check_scheduler_fits,
     objective_of,
+    sampling_scheduler,
     set_timesteps,
     takes_learned_variance,
-    without_variance_slicing,
 )
 
+MOST_STEPS = 10_000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class NotFiniteError(ValueError):
+    """Sampling gave values that are not finite.
+
+    Args:
+        classes: {index of the sample: class id} of the bad samples.
+    """
+
+    def __init__(self, classes: dict[int, int]):
+        self.classes = classes
+        named = ", ".join(f"sample {index} (class {label})" for index, label in list(classes.items())[:8])
+        more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
+        super().__init__(f"Sampling gave values that are not finite: {named}{more}. Nothing is returned.")
 
 
 class DEMOPipeline(DiffusionPipeline):
@@ -42,6 +58,8 @@ class DEMOPipeline(DiffusionPipeline):
         objective: name of what the network predicts, of `demo_diffusion.objectives.OBJECTIVES`; None: by `scheduler`.
         latents_mean, latents_std: what the latents were normalised with in training, one number a channel or one for
             all; saved with the pipeline. None: by the autoencoder's own config.
+        trained_noise: what the network learned of the noise, `Objective.noise_settings` (betas and prediction type, or
+            the path); saved with the pipeline, so that later schedulers are held to it. None: by `scheduler`.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -59,10 +77,15 @@ class DEMOPipeline(DiffusionPipeline):
         objective: str | None = None,
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
+        trained_noise: dict | None = None,
     ):
         super().__init__()
-        objective = objective or objective_of(scheduler)
+        _check_parts(transformer, scheduler, vae)
+        objective = objective_of(scheduler) if objective is None else objective
         check_scheduler_fits(scheduler, objective)
+        trained_noise = OBJECTIVES[objective].noise_settings(scheduler) if trained_noise is None else trained_noise
+        self._trained_with = _trained_scheduler(objective, trained_noise)
+        check_scheduler_fits(scheduler, objective, self._trained_with)
         _check_channels(transformer, scheduler, vae)
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.label_names = LabelNames(id2label, transformer.config.num_classes)
@@ -72,9 +95,24 @@ class DEMOPipeline(DiffusionPipeline):
             objective=objective,
             latents_mean=normalization and list(normalization.mean),
             latents_std=normalization and list(normalization.std),
+            trained_noise=trained_noise,
         )
         self.image_processor = VaeImageProcessor()
-        self._trained_with = copy.deepcopy(scheduler)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, scheduler: SchedulerMixin | None = None, **options):
+        """As `DiffusionPipeline.from_pretrained`; a `scheduler` given must have the noise levels of the folder's own.
+
+        Raises:
+            ValueError: if it does not fit the network.
+        """
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **options)
+        if scheduler is not None:
+            _check_parts(pipeline.transformer, scheduler, pipeline.vae)
+            check_scheduler_fits(scheduler, pipeline.config.objective, pipeline._trained_with)
+            _check_channels(pipeline.transformer, scheduler, pipeline.vae)
+            pipeline.register_modules(scheduler=scheduler)
+        return pipeline
 
     @property
     def labels(self) -> dict[str, int]:
@@ -129,13 +167,14 @@ class DEMOPipeline(DiffusionPipeline):
         class_ids = self.label_names.class_ids(class_labels)
         _check_guidance(guidance_scale, guidance_interval, guidance_channels, self.transformer.config.in_channels)
         self._check_inputs(len(class_ids), num_inference_steps, generator, latents, output_type)
-        scheduler = without_variance_slicing(self.scheduler)
+        scheduler = sampling_scheduler(self.scheduler, self._are_latents)
+        check_samples_are_right(scheduler, self.config.objective, self._trained_with, num_inference_steps)
         set_timesteps(scheduler, num_inference_steps, torch.device("cpu"))  # where what it looks up waits for no device
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(self._latent_shape(len(class_ids)), generator=generator, device=device)
         latents = latents.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
-        class_ids = torch.tensor(class_ids, device=device)
+        labels, class_ids = class_ids, torch.tensor(class_ids, device=device)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels)
         network = GuidedNetwork(self.transformer, scheduler, self.config.objective, class_ids, guidance)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -149,21 +188,25 @@ class DEMOPipeline(DiffusionPipeline):
                     replaced = callback_on_step_end(self, i, timestep, {"latents": latents}) or {}
                     latents = replaced.get("latents", latents)
 
-        images = self._decode(latents, output_type)
+        images = self._decode(latents, labels, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
         return batch_size, *self.transformer.input_shape
 
-    def _decode(self, latents: torch.Tensor, output_type: str):
+    @property
+    def _are_latents(self) -> bool:
+        return self.transformer.config.in_channels not in (1, 3) or self.latent_normalization is not None
+
+    def _decode(self, latents: torch.Tensor, class_ids: list[int], output_type: str):
         if output_type == "latent":
+            _check_finite(latents, class_ids)
             return latents
         images = latents
         if self.vae is not None:
             images = self.vae.decode(self.latent_normalization.undo(latents).to(self.vae.dtype)).sample
-        if not images.isfinite().all():
-            raise ValueError("Sampling gave values that are not finite; no image is returned.")
+        _check_finite(images, class_ids)
         return self.image_processor.postprocess(images.float(), output_type)
 
     def _check_inputs(
@@ -176,25 +219,29 @@ class DEMOPipeline(DiffusionPipeline):
     ) -> None:
         check_scheduler_fits(self.scheduler, self.config.objective, self._trained_with)
         _check_channels(self.transformer, self.scheduler, self.vae)
-        if not _is_whole(num_inference_steps) or num_inference_steps < 1:
+        if not _is_whole(num_inference_steps) or not 1 <= num_inference_steps <= MOST_STEPS:
             raise ValueError(
-                f"num_inference_steps is {num_inference_steps!r}; it must be a whole number of at least 1."
+                f"num_inference_steps is {num_inference_steps!r}; it must be a whole number in [1, {MOST_STEPS}]."
             )
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(
                 f"generator is a {type(generator).__name__}; it must be a torch.Generator or a list of them."
             )
+        if isinstance(generator, list) and not all(isinstance(each, torch.Generator) for each in generator):
+            kinds = sorted({type(each).__name__ for each in generator})
+            raise ValueError(f"generator is a list of {', '.join(kinds)}; each must be a torch.Generator.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for {batch_size} samples; give one a sample.")
         if latents is not None and not isinstance(latents, torch.Tensor):
             raise ValueError(f"latents is a {type(latents).__name__}; it must be a torch.Tensor.")
         if latents is not None and tuple(latents.shape) != self._latent_shape(batch_size):
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {self._latent_shape(batch_size)}.")
+        if latents is not None and not (latents.is_floating_point() and latents.isfinite().all()):
+            raise ValueError(f"latents are {latents.dtype} or not finite; they must be finite floating-point numbers.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {list(OUTPUT_TYPES)}.")
         channels = self.transformer.config.in_channels
-        are_latents = channels not in (1, 3) or self.latent_normalization is not None
-        if self.vae is None and are_latents and output_type != "latent":
+        if self.vae is None and self._are_latents and output_type != "latent":
             raise ValueError(
                 f"The pipeline has no autoencoder, and its samples have {channels} channels of latents, which are no "
                 "picture. Use output_type='latent', or put an autoencoder in: pipe.register_modules(vae=…)."
@@ -212,6 +259,36 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _check_parts(transformer: object, scheduler: object, vae: object) -> None:
+    for name, part, allowed in (
+        ("transformer", transformer, torch.nn.Module),
+        ("scheduler", scheduler, SchedulerMixin),
+        ("vae", vae, torch.nn.Module | None),
+    ):
+        is_network = name == "scheduler" or part is None or hasattr(part, "config")
+        if not isinstance(part, allowed) or not is_network:
+            raise ValueError(
+                f"{name} is a {type(part).__name__}; give a transformer of this package, a diffusers scheduler, and an "
+                "autoencoder or None."
+            )
+
+
+def _trained_scheduler(objective: str, trained_noise: dict) -> SchedulerMixin:
+    try:
+        return OBJECTIVES[objective].trained_scheduler(trained_noise)
+    except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"trained_noise is {trained_noise!r}, which objective {objective!r} cannot have: {error}"
+        ) from error
+
+
+def _check_finite(images: torch.Tensor, class_ids: list[int]) -> None:
+    """Raises `NotFiniteError` if values of a sample (B, …) are not finite."""
+    bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise NotFiniteError({i: class_ids[i] for i in bad})
 
 
 def _check_guidance(scale: float, interval: tuple[float, float], channels: int | None, in_channels: int) -> None:
@@ -258,13 +335,13 @@ def _normalization(
 def _is_number(value: object) -> bool:
     try:
         return math.isfinite(value)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 
 
 def _is_whole(value: object) -> bool:
     try:
         operator.index(value)
-        return True
+        return not isinstance(value, bool)
     except TypeError:
         return False

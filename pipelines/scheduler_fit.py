@@ -6,17 +6,20 @@ import itertools
 import numpy as np
 import torch
 from diffusers import (
+    DDIMParallelScheduler,
     DDIMScheduler,
     DDPMParallelScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
     SchedulerMixin,
 )
 
 from demo_diffusion.objectives import OBJECTIVES
 
 LEARNED_VARIANCE = ("learned", "learned_range")
+STEPS_OF_ONE_LENGTH = (DDIMScheduler, DDIMParallelScheduler, PNDMScheduler)  # whatever the spacing of their timesteps
 TELLING_SETTINGS = ("prediction_type", "invert_sigmas", "use_dynamic_shifting", "use_flow_sigmas")
 
 
@@ -30,11 +33,11 @@ def objective_of(scheduler: SchedulerMixin) -> str:
         if objective.fits(scheduler):
             return name
     settings = ", ".join(f"{name}={scheduler.config.get(name)}" for name in TELLING_SETTINGS)
-    fitting = " ".join(f"For {name!r}: {_fitting_schedulers(name)}." for name in OBJECTIVES)
+    fitting = " ".join(f"For {name!r}: {fitting_schedulers(name)}." for name in OBJECTIVES)
     raise ValueError(f"{type(scheduler).__name__} with {settings} fits no objective of this package. {fitting}")
 
 
-def _fitting_schedulers(objective: str) -> str:
+def fitting_schedulers(objective: str) -> str:
     """The schedulers of an objective's samplers, as they are created."""
     schedulers = OBJECTIVES[objective].samplers.values()
     return ", ".join(
@@ -52,12 +55,12 @@ def check_scheduler_fits(scheduler: SchedulerMixin, objective: str, trained_with
     Raises:
         ValueError: if it does not, or if its noise levels are others.
     """
-    if objective not in OBJECTIVES:
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {list(OBJECTIVES)}.")
     if objective_of(scheduler) != objective:
         raise ValueError(
             f"{type(scheduler).__name__} does not fit this network, which was trained with the {objective!r} "
-            f"objective. Use {_fitting_schedulers(objective)}."
+            f"objective. Use {fitting_schedulers(objective)}."
         )
     if trained_with is not None:
         OBJECTIVES[objective].check_trained_with(scheduler, trained_with)
@@ -72,17 +75,24 @@ def takes_learned_variance(scheduler: SchedulerMixin) -> bool:
     return is_ddpm and scheduler.config.variance_type in LEARNED_VARIANCE
 
 
-def without_variance_slicing(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler, or, if it would cut what it is given to three channels, a copy of it that does not.
+def sampling_scheduler(scheduler: SchedulerMixin, are_latents: bool) -> SchedulerMixin:
+    """The scheduler, or, if a setting that has only one right value has another one, a copy with the right one.
 
-    That is what a DPM-Solver made from a learned-variance DDPM's config does (the layout of one pixel model); it would
-    ruin four-channel latents.
+    - The steps of DDIM and PNDM join only with "trailing" spacing.
+    - Clipping to [−1, 1] is right for pixels and wrong for latents.
+    - A DPM-Solver made from a learned-variance DDPM's config would cut what it is given to three channels (the layout
+      of one pixel model).
     """
-    has_setting = "variance_type" in inspect.signature(type(scheduler).__init__).parameters
-    slices = has_setting and scheduler.config.variance_type in LEARNED_VARIANCE
-    if takes_learned_variance(scheduler) or not slices:
-        return scheduler
-    return type(scheduler).from_config(scheduler.config, variance_type=None)
+    corrections = {}
+    if isinstance(scheduler, STEPS_OF_ONE_LENGTH):
+        corrections["timestep_spacing"] = "trailing"
+    if are_latents:
+        corrections |= {"clip_sample": False, "thresholding": False}
+    if scheduler.config.get("variance_type") in LEARNED_VARIANCE and not takes_learned_variance(scheduler):
+        corrections["variance_type"] = None
+    taken = inspect.signature(type(scheduler).__init__).parameters
+    corrections = {k: v for k, v in corrections.items() if k in taken and scheduler.config.get(k) != v}
+    return type(scheduler).from_config(scheduler.config, **corrections) if corrections else scheduler
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
@@ -101,7 +111,7 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
         kept = respaced_timesteps(scheduler.config.num_train_timesteps, num_inference_steps)
         scheduler.set_timesteps(timesteps=kept[::-1], device=device)
     else:
-        if isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "leading":
+        if isinstance(scheduler, STEPS_OF_ONE_LENGTH):
             _check_divides(num_inference_steps, scheduler.config.num_train_timesteps)
         if isinstance(scheduler, DPMSolverMultistepScheduler) and not scheduler.config.use_flow_sigmas:
             _check_fewer(num_inference_steps, scheduler.config.num_train_timesteps)
@@ -111,10 +121,10 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
 
 
 def _check_divides(num_inference_steps: int, num_train_timesteps: int) -> None:
-    """diffusers' DDIM steps by the whole part of the ratio, whatever the spacing of its timesteps."""
+    """diffusers' DDIM and PNDM step by the whole part of the ratio, whatever the spacing of their timesteps."""
     if num_train_timesteps % num_inference_steps:
         raise ValueError(
-            f"num_inference_steps is {num_inference_steps}; DDIM's steps end where the next ones start only if it "
+            f"num_inference_steps is {num_inference_steps}; the scheduler's steps join only if it "
             f"divides {num_train_timesteps}. Use such a number (20, 25, 40, 50, 100, 125, 200, 250 of 1000), or "
             "DPMSolverMultistepScheduler."
         )

@@ -375,6 +375,13 @@ def test_the_page_of_options_is_made_from_the_code():
     assert make_options.TARGET.read_text() == make_options.page(), "run `python docs/make_options.py`"
 
 
+@pytest.mark.proof
+@pytest.mark.filterwarnings("ignore")
+def test_the_lists_of_schedulers_are_made_from_the_code():
+    make_samplers = script_of("docs/make_samplers.py")
+    assert make_samplers.TARGET.read_text() == make_samplers.page(), "run `python docs/make_samplers.py`"
+
+
 def test_the_picture_of_the_block_can_be_drawn(tmp_path, monkeypatch):
     picture = script_of("docs/figures/i2rmb.py")
     assert picture.TARGET.is_file()

@@ -29,6 +29,16 @@ class Objective(nn.Module, ABC):
         """Whether a scheduler integrates what this objective's networks predict, from noise to data."""
 
     @staticmethod
+    @abstractmethod
+    def noise_settings(scheduler: SchedulerMixin) -> dict:
+        """What a network learned of the noise, if `scheduler` is right for it; pipelines save it, as JSON."""
+
+    @staticmethod
+    @abstractmethod
+    def trained_scheduler(noise_settings: dict) -> SchedulerMixin:
+        """A scheduler with these settings; raises ValueError or TypeError if they are not allowed."""
+
+    @staticmethod
     def check_trained_with(scheduler: SchedulerMixin, trained_with: SchedulerMixin) -> None:
         """Raises ValueError if a scheduler's settings differ from those that the network was trained with."""
 

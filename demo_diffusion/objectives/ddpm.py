@@ -10,6 +10,15 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+NOISE_SETTINGS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 
 
 class DDPMObjective(Objective):
@@ -87,6 +96,21 @@ class DDPMObjective(Objective):
         return samples(scheduler) and not integrates_velocity(scheduler) and predicts_noise and has_levels
 
     @staticmethod
+    def noise_settings(scheduler: SchedulerMixin) -> dict:
+        """Betas and prediction type."""
+        settings = {name: scheduler.config[name] for name in NOISE_SETTINGS if name in scheduler.config}
+        if settings.get("trained_betas") is not None:
+            settings["trained_betas"] = [float(beta) for beta in settings["trained_betas"]]
+        return settings
+
+    @staticmethod
+    def trained_scheduler(noise_settings: dict) -> DDPMScheduler:
+        """A scheduler with these betas and prediction type."""
+        if unknown := sorted(set(map(str, noise_settings)) - set(NOISE_SETTINGS)):
+            raise ValueError(f"{unknown} are unknown; the settings of the noise are {list(NOISE_SETTINGS)}.")
+        return DDPMScheduler(**noise_settings)
+
+    @staticmethod
     def check_trained_with(scheduler: SchedulerMixin, trained_with: SchedulerMixin) -> None:
         """Raises ValueError if prediction type or noise levels differ from those that the network was trained with."""
         name = type(scheduler).__name__
@@ -96,7 +120,7 @@ class DDPMObjective(Objective):
                 f"{name} integrates {scheduler.config.prediction_type!r}, but this network was trained for "
                 f"{trained_with.config.prediction_type!r}. {advice}"
             )
-        own, known = scheduler.alphas_cumprod.cpu(), trained_with.alphas_cumprod.cpu()
+        own, known = (each.alphas_cumprod.float().cpu() for each in (scheduler, trained_with))
         if own.shape != known.shape or not torch.allclose(own, known, atol=1e-6):
             raise ValueError(
                 f"{name} has other noise levels (betas, number of training steps) than this network was trained with. "

@@ -17,6 +17,7 @@ from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDESche
 from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
 
 TIMESTEP_SAMPLING = ("uniform", "logit_normal")
+LINEAR_PATH = {"path": "linear"}
 
 
 class FlowObjective(Objective):
@@ -73,6 +74,18 @@ class FlowObjective(Objective):
         """Whether a scheduler integrates a velocity from noise to data."""
         predicts_velocity = scheduler.config.get("prediction_type") in (None, "flow_prediction")
         return samples(scheduler) and integrates_velocity(scheduler) and predicts_velocity
+
+    @staticmethod
+    def noise_settings(scheduler: SchedulerMixin) -> dict:
+        """The path between data and noise."""
+        return dict(LINEAR_PATH)
+
+    @staticmethod
+    def trained_scheduler(noise_settings: dict) -> FlowMatchEulerDiscreteScheduler:
+        """The default sampler; there is only one path."""
+        if noise_settings != LINEAR_PATH:
+            raise ValueError(f"the settings of the noise must be {LINEAR_PATH}.")
+        return FlowMatchEulerDiscreteScheduler()
 
     def out_channels(self, in_channels: int) -> int:
         """Channels that the network must give for `in_channels`."""

@@ -9,6 +9,7 @@ import torch
 
 from demo_diffusion.data.autoencoder import decoded_side
 from demo_diffusion.pipelines import DEMOPipeline
+from demo_diffusion.pipelines.pipeline_demo import NotFiniteError
 from demo_diffusion.pipelines.samplers import create_sampler
 
 from .fingerprint import describe_pipeline
@@ -80,15 +81,18 @@ class GeneratedSamples:
         """
         for first in range(start, stop, batch_size):
             indices = range(first, min(first + batch_size, stop))
-            images = self.pipeline(
-                [self.labels[i] for i in indices],
-                guidance_scale=self.plan.guidance_scale,
-                guidance_interval=self.plan.guidance_interval,
-                guidance_channels=self.plan.guidance_channels,
-                num_inference_steps=self.plan.num_inference_steps,
-                generator=[torch.Generator().manual_seed(self._seed(i, "noise")) for i in indices],
-                output_type="pt",
-            ).images
+            try:
+                images = self.pipeline(
+                    [self.labels[i] for i in indices],
+                    guidance_scale=self.plan.guidance_scale,
+                    guidance_interval=self.plan.guidance_interval,
+                    guidance_channels=self.plan.guidance_channels,
+                    num_inference_steps=self.plan.num_inference_steps,
+                    generator=[torch.Generator().manual_seed(self._seed(i, "noise")) for i in indices],
+                    output_type="pt",
+                ).images
+            except NotFiniteError as error:  # by the samples' own numbers
+                raise NotFiniteError({indices[i]: label for i, label in error.classes.items()}) from None
             yield to_uint8(images * 2 - 1).cpu()
 
     def _label(self, index: int) -> int:

@@ -199,7 +199,9 @@ def test_other_diffusers_networks_are_refused(change, message):
 
 
 def test_the_same_dit_samples_the_same_in_diffusers_and_here(tmp_path):
-    scheduler = DDIMScheduler.from_config(DDPMObjective().scheduler().config, variance_type="fixed_small")
+    scheduler = DDIMScheduler.from_config(
+        DDPMObjective().scheduler().config, variance_type="fixed_small", timestep_spacing="trailing"
+    )
     id2label = {i: f"class {i}" for i in range(1000)}
     theirs = DiTPipeline(diffusers_dit(), tiny_vae(shift_factor=None), scheduler)
     theirs.save_pretrained(tmp_path / "theirs")

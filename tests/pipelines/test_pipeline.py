@@ -1,4 +1,5 @@
 import itertools
+import json
 import subprocess
 import sys
 
@@ -86,11 +87,10 @@ def test_euler_equals_the_official_solver():
 @torch.no_grad()
 def test_ddim_equals_its_formula():
     pipeline = ddpm_pipeline()
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.scheduler.set_timesteps(4)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # linspace, whose steps do not join
     signal = pipeline.scheduler.alphas_cumprod
     x = noise = torch.randn(2, 4, 8, 8)
-    steps = pipeline.scheduler.timesteps.tolist()
+    steps = [999, 749, 499, 249]
     for now in steps:
         earlier = now - 1000 // 4
         predicted = pipeline.transformer(x, torch.tensor([now, now]), torch.tensor([1, 2])).sample[:, :4]
@@ -445,3 +445,95 @@ def test_bfloat16_and_offload_hooks(tmp_path):
     assert output.dtype == torch.float32 and (output - expected).abs().mean() < 0.05
     pipeline.enable_model_cpu_offload(device="cpu")
     torch.testing.assert_close(sample(pipeline, output_type="pt"), expected)
+
+
+@pytest.mark.parametrize("create", [flow_pipeline, ddpm_pipeline])
+def test_samples_that_are_not_finite_are_named(create):
+    pipeline = create()
+    with torch.no_grad():
+        pipeline.transformer.output.proj.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"sample 0 \(class 3\), sample 1 \(class 7\)\. Nothing"):
+        sample(pipeline, [3, 7])
+
+
+def test_one_sample_that_is_not_finite_is_named_alone():
+    pipeline = flow_pipeline()
+    forward = pipeline.transformer.forward
+
+    def break_class_seven(x, timestep, class_labels):
+        output = forward(x, timestep, class_labels).sample
+        return Transformer2DModelOutput(sample=output.masked_fill((class_labels == 7).view(-1, 1, 1, 1), float("inf")))
+
+    pipeline.transformer.forward = break_class_seven
+    with pytest.raises(ValueError, match=r"not finite: sample 2 \(class 7\)\."):
+        sample(pipeline, [3, 5, 7], guidance_scale=1)
+
+
+OTHER_NOISE = (
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_end": 0.012},
+    {"prediction_type": "v_prediction"},
+    {"num_train_timesteps": 500},
+)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("other", OTHER_NOISE, ids=lambda other: next(iter(other)))
+def test_a_scheduler_given_at_loading_is_held_to_the_trained_noise(tmp_path, other, is_old):
+    pipeline = ddpm_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    entries = json.loads(index.read_text())
+    assert entries["trained_noise"]["beta_end"] == 0.02 and entries["trained_noise"]["prediction_type"] == "epsilon"
+    if is_old:
+        del entries["trained_noise"]
+        index.write_text(json.dumps(entries))
+    same = quiet(DEMOPipeline.from_pretrained(tmp_path, scheduler=pipeline.scheduler))
+    assert torch.equal(sample(same), sample(pipeline)) and torch.equal(
+        sample(quiet(DEMOPipeline.from_pretrained(tmp_path))), sample(pipeline)
+    )
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, **other)
+    with pytest.raises(ValueError, match="other noise levels|trained for"):
+        DEMOPipeline.from_pretrained(tmp_path, scheduler=scheduler)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generator": [None]}, "generator is a list of NoneType"),
+        ({"generator": 0}, "generator is a int"),
+        ({"num_inference_steps": 10**20}, "num_inference_steps is 1000"),
+        ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"guidance_scale": 10**400}, "guidance_scale is 1000"),
+        ({"guidance_scale": "4"}, "guidance_scale is '4'"),
+        ({"guidance_channels": True}, "guidance_channels is True"),
+        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.long)}, "latents are torch.int64"),
+        ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, "latents are torch.float32 or not finite"),
+        ({"output_type": ["pil"]}, "output_type is"),
+        ({"output_type": None}, "output_type is None"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(options, message):
+    pipeline = flow_pipeline()
+    pipeline.transformer.forward = None
+    with pytest.raises(ValueError, match=message):
+        pipeline([1], **{"output_type": "latent", **options})
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"transformer": None}, "transformer is a NoneType"),
+        ({"scheduler": "ddpm"}, "scheduler is a str"),
+        ({"scheduler": DDPMScheduler}, "scheduler is a "),
+        ({"vae": "taef2"}, "vae is a str"),
+        ({"objective": 3}, "objective is 3"),
+        ({"objective": []}, "objective is"),
+        ({"trained_noise": {"betas": 1}}, "trained_noise is .*betas.*unknown"),
+        ({"trained_noise": [1]}, "trained_noise is"),
+        ({"trained_noise": {"beta_start": "a"}}, "trained_noise is"),
+    ],
+)
+def test_parts_of_a_wrong_kind_are_named(parts, message):
+    with pytest.raises(ValueError, match=message):
+        DEMOPipeline(**{"transformer": tiny_transformer(), "scheduler": DDPMObjective().scheduler(), **parts})

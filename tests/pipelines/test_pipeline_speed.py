@@ -92,8 +92,9 @@ def test_network_outputs_may_be_overwritten_by_the_next_ones(name, guidance):
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "dopri5"])  # its error decides on its steps
-def test_no_step_reads_from_the_device(name, guidance):
+def test_no_step_reads_from_the_device(monkeypatch, name, guidance):
     """On the meta device there is nothing to read: what would make the host wait for a GPU raises there."""
+    monkeypatch.setattr("demo_diffusion.pipelines.pipeline_demo._check_finite", lambda *_: None)  # reads, at the end
     pipeline = pipeline_for(SCHEDULERS[name])
     pipeline.transformer.to("meta")
     assert sample(pipeline, **GUIDANCE[guidance]).is_meta

@@ -30,7 +30,8 @@ def launch(run, monkeypatch, environment: dict[str, str], session: bool = False)
 
     def launcher() -> None:
         if os.fork():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGHUP):  # nohup and a shell's background ignore them
+                signal.signal(number, signal.SIG_DFL)
             time.sleep(60)
             os._exit(0)
         if session:

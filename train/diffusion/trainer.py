@@ -11,7 +11,8 @@ from demo_diffusion.cli.command import require_packages
 from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
-from demo_diffusion.pipelines.scheduler_fit import set_timesteps
+from demo_diffusion.pipelines.scheduler_check import check_samples_are_right
+from demo_diffusion.pipelines.scheduler_fit import objective_of
 from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.records.files import write_whole
 from demo_diffusion.train.engine.hub import check_hub_access, upload
@@ -62,8 +63,9 @@ class DiffusionTrainer(Trainer):
         run, device = self.config.run, self.accelerator.device
         self.objective = create_objective(self.config.objective).to(device)
         self.scoring = Scoring(run, self.folder.path, self.config.data.resolution, device) if run.eval_every else None
-        sampler = create_sampler(self.objective.scheduler(), run.sampler)
-        set_timesteps(sampler, run.num_inference_steps, device)  # raises now what a grid would raise later
+        trained_with = self.objective.scheduler()
+        sampler = create_sampler(trained_with, run.sampler)
+        check_samples_are_right(sampler, objective_of(sampler), trained_with, run.num_inference_steps)
 
     def create_network(self) -> ClassConditionalTransformer:
         data = self.data
