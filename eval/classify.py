@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.data.images import DataConfig, load_images
+from demo_diffusion.data.listing import known_order
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.accuracy import Accuracy, change_crop, measure_accuracy
@@ -65,7 +66,7 @@ def open_samples(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:
         samples.check_classes(config.model, model.config.num_labels)
         return samples
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
-    images = load_images(data, own_size=True)
+    images = load_images(data, own_size=True, class_order=known_order(model.config.id2label.values()))
     check_classes(config.model, model, images.id2label)
     return RawImages(images)
 

@@ -11,6 +11,10 @@ if not torch.cuda.is_available():
 from tests.support.evaluation import lite_reference, random_inception, small_reference, two_sets  # noqa: F401
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -32,7 +32,8 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder.")
     config_file = run / "config.yaml"
-    checkpoints = RunFolder(run).checkpoints
+    folder = RunFolder(run)
+    checkpoints = folder.checkpoints
     checkpoint = checkpoints.latest() if step is None else checkpoints.of_step(step)
     if checkpoint is None or not config_file.is_file():
         raise ValueError(f"{run} is not the folder of a run with a checkpoint.")
@@ -41,7 +42,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
     if ema_decay is not None and ema_decay not in decays:
         raise ValueError(f"{run} has no moving average of decay {ema_decay}; it has {decays}.")
     decay = decays[0] if ema_decay is None else ema_decay
-    data = open_training_data(config.data, config.optimization.seed, torch.device("cpu"))
+    data = open_training_data(config.data, config.optimization.seed, torch.device("cpu"), folder.class_order())
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from demo_diffusion.cli.command import require_packages
 from demo_diffusion.cli.options import option
 
-from .listing import class_folders, image_files
+from .listing import ClassOrder, class_folders, image_files, natural_order
 from .preparation import center_crop, to_rgb
 
 
@@ -48,18 +48,21 @@ class LabelledImages:
         return len(self.id2label)
 
 
-def load_images(config: DataConfig, own_size: bool = False) -> LabelledImages:
+def load_images(config: DataConfig, own_size: bool = False, class_order: ClassOrder = natural_order) -> LabelledImages:
     """Opens the dataset of a config.
 
     Args:
         own_size: leaves each image as large as it is; False: all become squares of `config.resolution`.
+        class_order: how classes are numbered that have names and no numbers: class folders, and labels that are texts.
 
     Raises:
         ValueError: if it is empty, a column is missing or ambiguous, a label is out of range, or the digits, which have
             one size, shall have another.
     """
     resolution = None if own_size else config.resolution
-    return _load_digits(resolution) if config.dataset == "digits" else _load_with_datasets(config, resolution)
+    if config.dataset == "digits":
+        return _load_digits(resolution)
+    return _load_with_datasets(config, resolution, class_order)
 
 
 def _load_digits(resolution: int | None) -> LabelledImages:
@@ -74,19 +77,19 @@ def _load_digits(resolution: int | None) -> LabelledImages:
     return LabelledImages(TensorDataset(images, labels), channels=1, id2label={i: str(i) for i in range(10)})
 
 
-def _load_with_datasets(config: DataConfig, resolution: int | None) -> LabelledImages:
-    table = _open_table(config)
+def _load_with_datasets(config: DataConfig, resolution: int | None, class_order: ClassOrder) -> LabelledImages:
+    table = _open_table(config, class_order)
     image_column = config.image_column or _only_column(table, datasets.Image, "image")
     label_column = config.label_column or _only_column(table, datasets.ClassLabel, "label")
     table = _select_columns(table, image_column, label_column)
     if getattr(table.features[label_column], "dtype", None) in ("string", "large_string"):
-        table = table.class_encode_column(label_column)
+        table = _number_texts(table, label_column, class_order)
     names = _class_names(table, label_column)
     dataset = ImageTable(table, image_column, label_column, resolution)
     return LabelledImages(dataset, channels=3, id2label=dict(enumerate(names)))
 
 
-def _open_table(config: DataConfig) -> datasets.Dataset:
+def _open_table(config: DataConfig, class_order: ClassOrder) -> datasets.Dataset:
     path = Path(config.dataset)
     looks_local = path.suffix == ".parquet" or path.is_absolute() or config.dataset.startswith(".")
     if looks_local and not path.exists():
@@ -95,7 +98,7 @@ def _open_table(config: DataConfig) -> datasets.Dataset:
         if path.is_file():
             return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split=config.split)
         if path.is_dir() and not any(next(path.glob(shards), None) for shards in ("*.parquet", "data/*.parquet")):
-            return _open_image_folder(path, config.split)
+            return _open_image_folder(path, config.split, class_order)
         if path.is_dir() and glob.has_magic(str(path)):  # the folder's own name, and no pattern
             return datasets.load_dataset("parquet", data_dir=glob.escape(str(path)), split=config.split)
         return datasets.load_dataset(config.dataset, split=config.split)
@@ -104,7 +107,7 @@ def _open_table(config: DataConfig) -> datasets.Dataset:
         raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read{here}: {error}") from error
 
 
-def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
+def _open_image_folder(path: Path, split: str, class_order: ClassOrder) -> datasets.Dataset:
     """Images of path/<class>/… or path/<split>/<class>/…, whatever their names; other files are passed over.
 
     So are hidden files and folders, as `listing` says.
@@ -114,7 +117,7 @@ def _open_image_folder(path: Path, split: str) -> datasets.Dataset:
         path = inside
     elif split != DataConfig.split:
         raise FileNotFoundError(f"there is no folder {inside} with class folders in it")
-    names = class_folders(path)
+    names = class_folders(path, class_order)
     files = [(str(file), label) for label, name in enumerate(names) for file in image_files(path / name)]
     if empty := sorted(set(range(len(names))) - {label for _, label in files}):
         raise FileNotFoundError(f"there is no image in the class folder {path / names[empty[0]]}")
@@ -145,6 +148,12 @@ def _select_columns(table: datasets.Dataset, image_column: str, label_column: st
     if not isinstance(table.features[image_column], datasets.Image):
         raise ValueError(f"Column {image_column!r} holds {table.features[image_column]}, not images.")
     return table
+
+
+def _number_texts(table: datasets.Dataset, label_column: str, class_order: ClassOrder) -> datasets.Dataset:
+    if None in (names := table.unique(label_column)):
+        raise ValueError(f"Column {label_column!r} has rows without a label; labels must be texts, one a row.")
+    return table.cast_column(label_column, datasets.ClassLabel(names=class_order(names)))
 
 
 def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:

@@ -15,6 +15,7 @@ from demo_diffusion.records.reading import read_parsed
 
 from .autoencoder import Autoencoder, LatentNormalization
 from .latent_shards import FORMAT_VERSION, METADATA_FILE, SETTINGS_FILE, LatentShards, read_shard, saved_hash
+from .listing import ClassOrder, known_order, natural_order
 
 
 class LatentTable(Dataset):
@@ -113,6 +114,16 @@ def describe_vae(vae: Autoencoder) -> dict:
     """What an autoencoder is, by the hash of its weights and its config, as JSON holds them."""
     config = {name: list(value) if isinstance(value, tuple) else value for name, value in settings_of(vae).items()}
     return {"weights": weights_hash(vae), "config": config}
+
+
+def class_order_in(folder: Path) -> ClassOrder:
+    """How a cache that is there numbers classes that have only names; natural order if there is none."""
+    for read in (_read_settings, lambda folder: read_metadata(folder)["settings"]):  # one may be missing or damaged
+        try:
+            return known_order(read(folder)["dataset"]["id2label"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return natural_order
 
 
 def cache_command(folder: Path, settings: object) -> str:

@@ -1,7 +1,8 @@
-"""Which files of a folder are images, and which of its folders are classes: one rule for every command."""
+"""Which files of a folder are images, which of its folders are classes, and their order: one rule for all commands."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -18,13 +19,41 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in OF_PROGRAMS
 
 
-def class_folders(folder: Path) -> list[str]:
+ClassOrder = Callable[[Iterable[str]], list[str]]  # names of classes, in the order of their ids
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """2 before 10: numbers in names are compared as numbers, the rest as text."""
+    return sorted(names, key=lambda name: ([_size(part) for part in re.split("([0-9]+)", name)], name))
+
+
+def text_order(names: Iterable[str]) -> list[str]:
+    """10 before 2: how classes were numbered once, by runs that did not write their data down."""
+    return sorted(names)
+
+
+def known_order(known: Collection[str]) -> ClassOrder:
+    """The order of `known`, for exactly these names; natural order for any others."""
+
+    def order(names: Iterable[str]) -> list[str]:
+        names = natural_order(names)
+        return list(known) if natural_order(known) == names else names
+
+    return order
+
+
+def _size(part: str) -> tuple[int, str]:
+    digits = part.lstrip("0") if part.isascii() and part.isdigit() else None
+    return (0, part) if digits is None else (len(digits), digits)
+
+
+def class_folders(folder: Path, order: ClassOrder = natural_order) -> list[str]:
     """Names of the class folders in a folder, in the order of their ids.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+    names = order(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise FileNotFoundError(f"there is no class folder in {folder}")
     return names

@@ -73,8 +73,8 @@ def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None
     for index, label in id2label.items():
         if label not in places and label.isdecimal() and int(label) != index:
             raise ValueError(
-                f"The data's class {label!r} has the number {index}, because names are in the order of texts, and "
-                f"{name} knows its classes by other names. Name the folders as {name} does, or with leading zeros."
+                f"The data's class {label!r} has the number {index}, and {name} knows its classes by other names. Name "
+                f"the folders as {name} does, or by all its numbers."
             )
         if places.get(label, index) != index:
             raise ValueError(

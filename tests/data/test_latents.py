@@ -21,6 +21,7 @@ from demo_diffusion.data.autoencoder import draw_latents, encode_moments, load_v
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.latent_shards import DTYPES
 from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.data.listing import text_order
 from demo_diffusion.records.hashes import SEAL
 from demo_diffusion.train.cache_latents import main
 from demo_diffusion.train.diffusion.config import DataConfig
@@ -409,3 +410,19 @@ def test_the_command_in_a_message_is_ours(tmp_path, images, vae):
     command = str(refusal.value).partition("This continues: ")[2]
     assert "curl" not in command and "--dataset=$(touch x)" in shlex.split(command)
     assert shlex.split(command)[:3] == ["torchrun", "--nproc_per_node=1", "train/cache_latents.py"]
+
+
+def test_a_cache_keeps_the_order_of_classes_that_it_began_with(tmp_path, vae, monkeypatch):
+    folder = tmp_path / "numbered"
+    for i in range(11):
+        (folder / str(i)).mkdir(parents=True)
+        picture(i).save(folder / str(i) / "a.png")
+    with monkeypatch.context() as before:
+        before.setattr("demo_diffusion.train.latents.cache.class_order_in", lambda folder: text_order)
+        cache(folder, vae, tmp_path / "texts", shard_size=4)
+    expected = shards_of(tmp_path / "texts")
+    (tmp_path / "texts/latents.json").unlink()
+    (tmp_path / "texts/shards/000001.safetensors").unlink()
+    table = cache(folder, vae, tmp_path / "texts", shard_size=4)
+    assert table.id2label == dict(enumerate(sorted(map(str, range(11))))) and shards_of(tmp_path / "texts") == expected
+    assert cache(folder, vae, tmp_path / "natural").id2label == {i: str(i) for i in range(11)}

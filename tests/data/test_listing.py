@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from demo_diffusion.data.images import DataConfig, ImageError, load_images
-from demo_diffusion.data.listing import class_folders, image_files
+from demo_diffusion.data.listing import class_folders, image_files, known_order, natural_order, text_order
 from demo_diffusion.data.preparation import center_crop
 from demo_diffusion.eval.samples.image_sources import RealFolder, TrainingImages
 from demo_diffusion.models.classifiers import check_classes
@@ -172,3 +172,61 @@ def test_numbered_folders_out_of_order_are_not_taken_for_other_classes():
     check_classes("the classifier", model, dict(enumerate(names)))
     model.config.id2label = {i: f"animal {i}" for i in range(11)}
     check_classes("the classifier", model, {i: f"{i:02d}" for i in range(11)})
+
+
+ORDERS = {  # each in its natural order
+    "digits": [str(i) for i in range(12)],
+    "padded": [f"{i:02d}" for i in range(12)],
+    "mixed": ["01", "1", "1a", "2", "10", "10b", "a", "a1", "a2", "a10", "a10b2", "a10b10", "b"],
+    "wordnet": ["n01440764", "n01443537", "n02102040", "n15075141"],
+    "capitals": ["Cat", "Dog", "ant", "bee"],
+    "other digits": ["class 9", "class 10", "class ٣", "²", "Ä"],
+    "large numbers": ["9" * 5000, "1" + "0" * 5000],
+    "points": ["0.5", "0.10", "1.0", "1.5"],
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_numbers_in_names_are_compared_as_numbers(name):
+    for given in (ORDERS[name][::-1], sorted(ORDERS[name]), ORDERS[name]):
+        assert natural_order(given) == ORDERS[name]
+
+
+def numbered_folders(folder, count=11):
+    for i in range(count):
+        (folder / str(i)).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (20 * i,) * 3).save(folder / str(i) / "a.png")
+    return folder
+
+
+def grey_of_classes(images):
+    return {images.id2label[label]: round((image.mean().item() + 1) * 127.5 / 20) for image, label in images.dataset}
+
+
+@pytest.mark.parametrize("order", [natural_order, text_order, known_order([str(i) for i in range(10, -1, -1)])])
+@pytest.mark.parametrize("source", ["folders", "texts"])
+def test_a_class_keeps_its_images_in_any_order(order, source, tmp_path):
+    folder = numbered_folders(tmp_path / "images")
+    config = config_of(folder)
+    if source == "texts":
+        rows = {"image": [str(folder / str(i) / "a.png") for i in range(11)], "label": [str(i) for i in range(11)]}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / "images.parquet")
+        config = config_of(tmp_path / "images.parquet", label_column="label")
+    images = load_images(config, class_order=order)
+    names = [str(i) for i in range(11)]
+    assert list(images.id2label.values()) == order(names)
+    assert grey_of_classes(images) == {name: int(name) for name in names}
+    assert images.id2label[10] == {natural_order: "10", text_order: "9"}.get(order, "0")
+
+
+def test_a_known_order_is_of_the_same_names_only():
+    assert known_order(["1", "10", "2"])(["10", "2", "1"]) == ["1", "10", "2"]
+    assert known_order(["1", "10", "2"])(["10", "2", "1", "3"]) == ["1", "2", "3", "10"]
+
+
+def test_labels_that_are_texts_are_there(tmp_path):
+    rows = {"image": [b""] * 2, "label": ["a", None]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "images.parquet")
+    with pytest.raises(ValueError, match="'label' has rows without a label"):
+        load_images(config_of(tmp_path / "images.parquet", label_column="label"))

@@ -179,11 +179,20 @@ def test_samples_without_fit_classes_are_refused(model_folder, tmp_path, arrays,
 def test_other_classes_are_refused(pictures, tmp_path):
     more = save_model(tmp_path / "more", (*CLASSES, "yellow"))
     assert re.search("has 4 classes, the data 3", error_of(model=more, dataset=pictures))
+    some = save_model(tmp_path / "some", ("green", "red", "yellow"))
+    assert re.search("has the class 'green' at 0, the data at 1", error_of(model=some, dataset=pictures))
+
+
+def test_classes_in_another_order_are_found_by_name(pictures, model_folder, tmp_path):
+    """The same network with its last layer's rows, and their names, the other way round."""
+    expected = results_of(tmp_path, model=model_folder, dataset=pictures)
     turned = save_model(tmp_path / "turned", tuple(reversed(CLASSES)))
-    assert re.search(
-        "has the class '.*' at 0, the data at [12]|has the class '.*' at [12], the data at 0",
-        error_of(model=turned, dataset=pictures),
-    )
+    model = EMOv2ForImageClassification.from_pretrained(turned)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter.flip(0))
+    model.save_pretrained(turned)
+    assert results_of(tmp_path, model=turned, dataset=pictures)["top1"] == expected["top1"]
 
 
 @pytest.mark.skipif("IMAGENET_SAMPLE" not in os.environ, reason="needs IMAGENET_SAMPLE, a labelled part of ImageNet-1K")

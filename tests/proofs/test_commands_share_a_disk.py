@@ -36,6 +36,8 @@ from tests.support.pipelines import tiny_vae
 from tests.support.processes import Child
 from tests.support.runs import ROOT, arguments, train
 
+pytestmark = pytest.mark.forks
+
 
 class Command(NamedTuple):
     """A command, told where everything is, with the options that make its result (out, variant 0 or 1)."""

@@ -14,6 +14,8 @@ from demo_diffusion.records import folder_lock
 from demo_diffusion.records.folder_lock import STALE_SECONDS, check_free, hold_folder, hold_target
 from tests.support.processes import Child
 
+pytestmark = pytest.mark.forks
+
 OUTPUTS = {"folder": hold_folder, "target": hold_target}
 FACTS = {"host": "another-machine", "pid": 1234, "since": "2026-01-02 03:04:05"}
 

@@ -4,11 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
-from demo_diffusion.train.engine.run_folder import DATA_FILE
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.data.listing import text_order
+from demo_diffusion.train.engine.run_folder import DATA_FILE, RunFolder
+from demo_diffusion.train.export_pipeline import main as export
 from tests.support.images import image_folder, picture
-from tests.support.runs import first_steps_of, train
+from tests.support.runs import first_steps_of, state_of, train
 
 OPTIONS = {
     "resolution": 8,
@@ -78,3 +82,26 @@ def test_the_same_data_go_on_with_and_without_the_record(tmp_path):
         if steps == 2:  # a run of an older version has none
             (tmp_path / "run" / DATA_FILE).unlink()
     assert first_steps_of(tmp_path / "run") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_run_keeps_the_order_of_classes_that_it_began_with(has_record, tmp_path, monkeypatch):
+    """Classes were numbered as texts once, 0, 1, 10, 2, …: by runs with and without a record of their data."""
+    names = [str(i) for i in range(11)]
+    images = image_folder(tmp_path / "images", classes=names)
+    options = {**OPTIONS, "dataset": images, "batch_size": 4}
+    with monkeypatch.context() as before:
+        before.setattr(RunFolder, "class_order", lambda self: text_order)
+        for name in ("run", "expected"):
+            train(tmp_path / name, **{**options, "num_steps": 1 if name == "run" else 2})
+    if not has_record:
+        (tmp_path / "run" / DATA_FILE).unlink()
+    train(tmp_path / "run", **options)
+    export([str(tmp_path / "run"), f"--out={tmp_path / 'exported/pipeline'}"])
+    for name in ("run", "expected", "exported"):
+        pipeline = DEMOPipeline.from_pretrained(tmp_path / name / "pipeline")
+        assert [pipeline.labels[label] for label in sorted(names)] == list(range(11))
+    expected = state_of(tmp_path / "expected")
+    assert all(torch.equal(value, expected[name]) for name, value in state_of(tmp_path / "run").items())
+    train(tmp_path / "new", **options)
+    assert DEMOPipeline.from_pretrained(tmp_path / "new" / "pipeline").labels["10"] == 10

@@ -15,6 +15,8 @@ from demo_diffusion.train.engine.stop_request import LAUNCHER_VARIABLES, StopReq
 from tests.support.processes import Child
 from tests.support.runs import ROOT, arguments, first_steps_of, train
 
+pytestmark = pytest.mark.forks
+
 # What a process was started with -> whether a launcher started it.
 ENVIRONMENTS = {
     "accelerate": ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}, True),

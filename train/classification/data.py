@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion.data.images import LabelledImages, load_images
+from demo_diffusion.data.listing import known_order
 from demo_diffusion.data.raw_images import RawImages
 
 from .config import AugmentationConfig, ClassificationDataConfig
@@ -81,7 +82,8 @@ def load_validation_images(config: ClassificationDataConfig, images: LabelledIma
         ValueError: if they cannot be read, or their classes are not those of the training images.
     """
     dataset = config.val_dataset or config.dataset
-    measured = load_images(dataclasses.replace(config, dataset=dataset, split=config.val_split), own_size=True)
+    config_of_split = dataclasses.replace(config, dataset=dataset, split=config.val_split)
+    measured = load_images(config_of_split, own_size=True, class_order=known_order(images.id2label.values()))
     if measured.id2label != images.id2label:
         raise ValueError(
             f"The validation images ({dataset}, split {config.val_split!r}) have {_describe(measured)}, the training "

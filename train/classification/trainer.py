@@ -19,6 +19,7 @@ from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.run_records import add_accuracy, read_accuracies
 from demo_diffusion.train.engine.hub import check_hub_access, upload
+from demo_diffusion.train.engine.run_folder import RunFolder
 from demo_diffusion.train.engine.trainer import Trainer
 
 from .config import ClassificationTrainingConfig
@@ -45,7 +46,8 @@ class ClassificationTrainer(Trainer):
         require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
         if config.run.push_to_hub is not None:
             check_hub_access()
-        self.images = load_images(config.data, own_size=True)
+        order = RunFolder(config.run.output_dir).class_order()
+        self.images = load_images(config.data, own_size=True, class_order=order)
         self.val_images = load_validation_images(config.data, self.images)
         length = config.optimization.in_steps(len(self.images.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))

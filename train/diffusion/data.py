@@ -17,6 +17,7 @@ from demo_diffusion.data.autoencoder import (
 from demo_diffusion.data.facts import describe_images
 from demo_diffusion.data.images import LabelledImages, load_images
 from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.data.listing import ClassOrder
 from demo_diffusion.train.engine.batch_order import coin
 
 from .config import DiffusionDataConfig
@@ -72,21 +73,28 @@ class DiffusionData:
         return self.normalization.apply(draw_latents(moments, noise))
 
 
-def open_training_data(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
+def open_training_data(
+    config: DiffusionDataConfig, seed: int, device: torch.device, class_order: ClassOrder
+) -> DiffusionData:
     """Opens the images and the autoencoder of a config, or its latent cache.
 
     Args:
         seed: seed of the random flips.
         device: device of the autoencoder.
+        class_order: how classes of images are numbered that have only names; a cache has numbered them.
 
     Raises:
         ValueError: if one of them cannot be read, or they do not fit together.
     """
-    return _from_cache(config, seed, device) if config.latents is not None else _from_images(config, seed, device)
+    if config.latents is not None:
+        return _from_cache(config, seed, device)
+    return _from_images(config, seed, device, class_order)
 
 
-def _from_images(config: DiffusionDataConfig, seed: int, device: torch.device) -> DiffusionData:
-    images = load_images(config)
+def _from_images(
+    config: DiffusionDataConfig, seed: int, device: torch.device, class_order: ClassOrder
+) -> DiffusionData:
+    images = load_images(config, class_order=class_order)
     samples = Flipped(images.dataset, config.random_flip, seed)
     vae, source = load_vae(config.vae, images.channels, device), (config.dataset, config.vae)
     if vae is None:

@@ -51,7 +51,8 @@ class DiffusionTrainer(Trainer):
 
     def load_data(self) -> Dataset:
         config = self.config
-        self.data = open_training_data(config.data, config.optimization.seed, self.accelerator.device)
+        seed, order = config.optimization.seed, self.folder.class_order()
+        self.data = open_training_data(config.data, seed, self.accelerator.device, order)
         self.accelerator.print(f"{len(self.data.samples):,} images of {self.data.num_classes:,} classes")
         return self.data.samples
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from demo_diffusion.cli.config_file import to_yaml
 from demo_diffusion.data.facts import changed_data
+from demo_diffusion.data.listing import ClassOrder, known_order, natural_order, text_order
 from demo_diffusion.records.files import check_output_folder, read_json, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.reading import read_parsed
@@ -68,6 +69,13 @@ class RunFolder:
                 f"{self.path} holds a run with other settings: {', '.join(changed)}. Choose another --output_dir, or "
                 "give the same settings to resume it."
             )
+
+    def class_order(self) -> ClassOrder:
+        """How this run numbers classes that have only names: a run that goes on keeps the order that it began with."""
+        if self.checkpoints.latest() is None:
+            return natural_order
+        saved = read_json(self.path / DATA_FILE)
+        return text_order if saved is None else known_order(saved["id2label"].values())
 
     def check_data(self, facts: dict) -> None:
         """Checks that a run in the folder, if there is one, was begun with the same data; `start` writes the facts.

@@ -24,7 +24,7 @@ from demo_diffusion.data.latent_shards import (
     Skipped,
     saved_hash,
 )
-from demo_diffusion.data.latents import describe_vae, read_metadata, restore_settings
+from demo_diffusion.data.latents import class_order_in, describe_vae, read_metadata, restore_settings
 from demo_diffusion.records.files import read_json, write_json
 from demo_diffusion.records.folder_claim import claim_folder
 from demo_diffusion.records.hashes import sealed
@@ -88,7 +88,7 @@ class LatentCache:
             label_column=config.label_column,
             resolution=config.resolution,
         )
-        self.images = load_images(data)
+        self.images = load_images(data, class_order=class_order_in(self.out))
         self.vae = load_vae(config.vae, self.images.channels, state.device)
         self.channels, _ = latent_shape(self.vae, config.resolution)
         self.shape = moments_shape(self.vae, config.resolution)
