@@ -1,8 +1,6 @@
 """Sampling: class labels in, images out."""
 
 import inspect
-import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +9,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from demo_diffusion.checks import check_choice, check_number, check_tensor, check_whole, is_number
 from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.objectives import OBJECTIVES
@@ -219,10 +218,7 @@ class DEMOPipeline(DiffusionPipeline):
     ) -> None:
         check_scheduler_fits(self.scheduler, self.config.objective, self._trained_with)
         _check_channels(self.transformer, self.scheduler, self.vae)
-        if not _is_whole(num_inference_steps) or not 1 <= num_inference_steps <= MOST_STEPS:
-            raise ValueError(
-                f"num_inference_steps is {num_inference_steps!r}; it must be a whole number in [1, {MOST_STEPS}]."
-            )
+        check_whole("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(
                 f"generator is a {type(generator).__name__}; it must be a torch.Generator or a list of them."
@@ -232,14 +228,11 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError(f"generator is a list of {', '.join(kinds)}; each must be a torch.Generator.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for {batch_size} samples; give one a sample.")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"latents is a {type(latents).__name__}; it must be a torch.Tensor.")
-        if latents is not None and tuple(latents.shape) != self._latent_shape(batch_size):
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {self._latent_shape(batch_size)}.")
-        if latents is not None and not (latents.is_floating_point() and latents.isfinite().all()):
-            raise ValueError(f"latents are {latents.dtype} or not finite; they must be finite floating-point numbers.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; it must be one of {list(OUTPUT_TYPES)}.")
+        if latents is not None:
+            check_tensor("latents", latents, self._latent_shape(batch_size), floating=True)
+            if not latents.isfinite().all():
+                raise ValueError("latents has values that are not finite.")
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         channels = self.transformer.config.in_channels
         if self.vae is None and self._are_latents and output_type != "latent":
             raise ValueError(
@@ -292,16 +285,15 @@ def _check_finite(images: torch.Tensor, class_ids: list[int]) -> None:
 
 
 def _check_guidance(scale: float, interval: tuple[float, float], channels: int | None, in_channels: int) -> None:
-    if not _is_number(scale) or scale < 0:
-        raise ValueError(f"guidance_scale is {scale!r}; it must be a finite number of at least 0.")
-    is_pair = isinstance(interval, tuple | list) and len(interval) == 2 and all(_is_number(end) for end in interval)
+    check_number("guidance_scale", scale, least=0)
+    is_pair = isinstance(interval, tuple | list) and len(interval) == 2 and all(map(is_number, interval))
     if not is_pair or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(
             f"guidance_interval is {interval!r}; it must be (low, high) with 0 ≤ low ≤ high ≤ 1, 0 the data's end and "
             "1 the noise's."
         )
-    if channels is not None and not (_is_whole(channels) and 1 <= channels <= in_channels):
-        raise ValueError(f"guidance_channels is {channels!r}; it must be None or a whole number in [1, {in_channels}].")
+    if channels is not None:
+        check_whole("guidance_channels", channels, 1, in_channels)
 
 
 def _check_channels(
@@ -330,18 +322,3 @@ def _normalization(
     normalization = LatentNormalization(mean, std)
     normalization.check_channels(channels)
     return normalization
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return False
-
-
-def _is_whole(value: object) -> bool:
-    try:
-        operator.index(value)
-        return not isinstance(value, bool)
-    except TypeError:
-        return False

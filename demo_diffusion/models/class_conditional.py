@@ -1,6 +1,5 @@
 """What DiT, SiT and D-EMO share: everything of the network but its blocks (DiT, arXiv 2212.09748, Sec. 3.2)."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,10 +9,26 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
+from demo_diffusion.checks import (
+    LARGEST,
+    check_choice,
+    check_flag,
+    check_number,
+    check_tensor,
+    check_values,
+    check_whole,
+    shown,
+)
+
 from .layers.checkpointing import checkpoint_module
 from .layers.positions import position_table, rotary_table
 from .loading import CheckedLoading
 
+COUNTS = (
+    "patch_size", "in_channels", "out_channels", "num_layers", "num_attention_heads", "attention_head_dim",
+    "num_classes",
+)  # fmt: skip
+FLAGS = ("reverse_time", "qk_norm", "rotary_positions")
 TIMESTEP_FEATURES = 256  # width of the sinusoidal features of t (ADM, DiT)
 
 
@@ -53,15 +68,17 @@ class ClassConditionalTransformer(CheckedLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: if the settings do not fit together.
         """
+        check_whole("in_channels", self.config.in_channels)
         if self.config.out_channels is None:
             self.register_to_config(out_channels=2 * self.config.in_channels)
         config = self.config
-        _check_positive(
-            config, "patch_size", "in_channels", "out_channels", "num_layers", "num_attention_heads",
-            "attention_head_dim", "num_classes", "timestep_scale", "norm_eps",
-        )  # fmt: skip
-        if config.timestep_frequency_shift not in (0, 1):
-            raise ValueError(f"timestep_frequency_shift is {config.timestep_frequency_shift}; it must be 0 or 1.")
+        for name in COUNTS:
+            check_whole(name, config[name])
+        for name in FLAGS:
+            check_flag(name, config[name])
+        check_number("timestep_scale", config.timestep_scale, above=0)
+        check_number("norm_eps", config.norm_eps, above=0)
+        check_choice("timestep_frequency_shift", config.timestep_frequency_shift, (0, 1))
         height, width = self.grid_size
         dim = config.num_attention_heads * config.attention_head_dim
         if dim % 4:
@@ -145,6 +162,9 @@ class ClassConditionalTransformer(CheckedLoading, ModelMixin, ConfigMixin):
 
         Returns:
             `.sample` of (B, out_channels, H, W); a tuple of it if `return_dict` is False.
+
+        Raises:
+            ValueError: if shapes, kinds of numbers or (on the CPU) class labels are not allowed.
         """
         self._check_inputs(hidden_states, timestep, class_labels)
         tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)
@@ -167,17 +187,22 @@ class ClassConditionalTransformer(CheckedLoading, ModelMixin, ConfigMixin):
         return self.timestep_embedder(self.time_proj(timestep).to(dtype)) + self.label_embedder(class_labels)
 
     def _check_inputs(self, hidden_states: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> None:
+        for name, value in {"hidden_states": hidden_states, "timestep": timestep, "class_labels": class_labels}.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"{name} is {shown(value)}; it must be a tensor.")
         if tuple(hidden_states.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, channels, height, "
                 f"width) = (B, {', '.join(map(str, self.input_shape))})."
             )
-        batch = (hidden_states.shape[0],)
-        if tuple(timestep.shape) != batch or tuple(class_labels.shape) != batch:
-            raise ValueError(
-                f"timestep and class_labels must have shape {batch}, one entry a sample; got {tuple(timestep.shape)} "
-                f"and {tuple(class_labels.shape)}."
-            )
+        if hidden_states.dtype == torch.float64 != self.pos_embed.dtype:
+            raise ValueError(f"hidden_states is float64; this model's weights are {self.pos_embed.dtype}.")
+        batch = hidden_states.shape[:1]
+        check_tensor("hidden_states", hidden_states, hidden_states.shape, floating=True)
+        check_tensor("timestep", timestep, batch, floating=timestep.is_floating_point())
+        check_tensor("class_labels", class_labels, batch, floating=False)
+        check_values("timestep", timestep, -LARGEST, LARGEST)
+        check_values("class_labels", class_labels, 0, self.config.num_classes)
 
 
 def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -188,14 +213,10 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
 
 
-def _check_positive(config: dict, *names: str) -> None:
-    for name in names:
-        if not 0 < config[name] < math.inf:
-            raise ValueError(f"{name} is {config[name]}; it must be positive.")
-
-
 def _sides(sample_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"sample_size is {sample_size}; it must be a positive whole number or (height, width).")
+    sides = tuple(sample_size) if isinstance(sample_size, tuple | list) else (sample_size, sample_size)
+    if len(sides) != 2:
+        raise ValueError(f"sample_size is {shown(sample_size)}; it must be a whole number or (height, width).")
+    for side in sides:
+        check_whole("sample_size", side)
     return sides

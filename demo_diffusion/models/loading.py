@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -26,12 +27,16 @@ class CheckedLoading:
 
         Raises:
             ValueError: if the file lacks weights or BatchNorm's statistics, has unknown, misshapen or whole-numbered
-                ones, or statistics that training has never moved beside weights that it has.
+                ones, values that are not finite or variances that are negative, or statistics that training has never
+                moved beside weights that it has.
         """
         name, is_local = pretrained_model_name_or_path, Path(str(pretrained_model_name_or_path)).is_dir()
         if is_local:  # before the libraries stumble over them
             _check_dtypes(name, Path(name), options)
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
+        try:
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
+        except RuntimeError as error:  # what transformers raises for misshapen weights
+            raise ValueError(f"The weights of {name} cannot be loaded: {error}") from error
         if name is not None and options.get("state_dict") is None:
             check_loaded(name, model, info, cls.new_layers)
             if not is_local:
@@ -55,6 +60,8 @@ def check_loaded(name: str | Path, model: nn.Module, info: Mapping, new_layers: 
         "no": missing,
         "unknown": info["unexpected_keys"],
         "untouched statistics beside trained weights in": untouched_statistics(model),
+        "values that are not finite in": not_finite(model),
+        "negative variances in": negative_variances(model),
     }
     listed = [f"{problem} {_listed(keys)}" for problem, keys in problems.items() if keys]
     if listed:
@@ -67,6 +74,23 @@ def check_loaded(name: str | Path, model: nn.Module, info: Mapping, new_layers: 
 def untouched_statistics(model: nn.Module) -> list[str]:
     """BatchNorms with trained weights whose running statistics are those of a new layer, 0 and 1."""
     return [name for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d) and _is_untouched(norm)]
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights and buffers that hold NaN or infinity."""
+    return [name for name, value in model.state_dict().items() if not (value.is_meta or _is_finite(value))]
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    if not value.is_floating_point() or value.itemsize == 1 or not value.numel():  # float8 has no such operation
+        return True
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(value))
+
+
+def negative_variances(model: nn.Module) -> list[str]:
+    """BatchNorms whose running variance is negative somewhere."""
+    norms = {name: norm.running_var for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    return [name for name, variance in norms.items() if variance is not None and bool((variance < 0).any())]
 
 
 def _is_untouched(norm: nn.BatchNorm2d) -> bool:

@@ -2,6 +2,8 @@
 
 import inspect
 
+from demo_diffusion.checks import shown
+
 from .class_conditional import ClassConditionalTransformer
 from .transformer_demo import DEMO_PRESETS, DEMOTransformer2DModel
 from .transformer_dit import DIT_PRESETS, SIT_PRESETS, DiTModel
@@ -44,8 +46,8 @@ def create_transformer(name: str, **overrides) -> ClassConditionalTransformer:
 
 def check_fields(name: str, overrides: dict) -> None:
     """Raises a ValueError if the name of a transformer or of one of its config fields is unknown."""
-    if name not in PRESETS:
-        raise ValueError(f"Unknown transformer {name!r}; known are {', '.join(PRESETS)}.")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"Unknown transformer {shown(name)}; known are {', '.join(PRESETS)}.")
     fields = set(inspect.signature(PRESETS[name][0].__init__).parameters) - {"self"}
     if unknown := set(overrides) - fields:
         raise ValueError(f"{name} has no config field {sorted(unknown)}; its fields are {sorted(fields)}.")

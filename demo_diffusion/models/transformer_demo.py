@@ -1,12 +1,13 @@
 """D-EMO: DiT with EMOv2's i2RMB block in place of the Transformer block (arXiv 2412.06674, Table XIV)."""
 
-import math
 from typing import Literal
 
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from demo_diffusion.checks import LARGEST, check_flag, check_number, check_whole
 
 from .class_conditional import ClassConditionalTransformer, modulate
 from .layers.conv_norm import DepthwiseConvNorm
@@ -99,8 +100,10 @@ class DEMOTransformer2DModel(ClassConditionalTransformer, ModelMixin):
         batch_norm: bool = True,
     ):
         super().__init__()
-        if not 0 < expansion_ratio < math.inf:
-            raise ValueError(f"expansion_ratio is {expansion_ratio}; it must be positive.")
+        check_number("expansion_ratio", expansion_ratio, above=0, below=LARGEST)
+        check_whole("window_size", window_size)
+        check_whole("kernel_size", kernel_size)
+        check_flag("batch_norm", batch_norm)
         if rotary_positions and window_position == "rotary":
             raise ValueError("rotary_positions and window_position='rotary' turn the same channels; use one of them.")
         if attention_mode == "none" and (qk_norm or rotary_positions or window_position):

@@ -1,12 +1,12 @@
 """The baseline: DiT (arXiv 2212.09748), and SiT (arXiv 2401.08740), which is the same network in another time."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from demo_diffusion.checks import LARGEST, check_number
 
 from .class_conditional import ClassConditionalTransformer, modulate
 from .layers.folding import Linear
@@ -125,8 +125,9 @@ class DiTModel(ClassConditionalTransformer, ModelMixin):
         rotary_positions: bool = False,
     ):
         super().__init__()
-        if not 0 < mlp_ratio < math.inf:
-            raise ValueError(f"mlp_ratio is {mlp_ratio}; it must be positive.")
+        check_number("mlp_ratio", mlp_ratio, above=0, below=LARGEST)
+        if mlp_norm_eps is not None:
+            check_number("mlp_norm_eps", mlp_norm_eps, above=0)
         self._assemble(
             lambda: DiTBlock(
                 num_attention_heads * attention_head_dim,

@@ -6,6 +6,8 @@ learned variance).
 
 import inspect
 
+from demo_diffusion.checks import check_choice
+
 from .common import Objective
 from .ddpm import DDPMObjective
 from .flow import FlowObjective
@@ -26,8 +28,7 @@ def create_objective(name: str, **settings) -> Objective:
     Raises:
         ValueError: if the name is unknown, or a setting is unknown, another objective's or not allowed.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective is {name!r}; it must be one of {list(OBJECTIVES)}.")
+    check_choice("objective", name, OBJECTIVES)
     for setting, value in settings.items():
         owners = [owner for owner, each in OBJECTIVES.items() if setting in inspect.signature(each).parameters]
         if not owners:

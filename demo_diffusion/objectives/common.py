@@ -7,6 +7,9 @@ import torch
 from diffusers import SchedulerMixin
 from torch import nn
 
+from demo_diffusion.checks import check_tensor, check_values, check_whole, shown
+
+MAX_BATCH = 10**6
 UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
 
 
@@ -54,6 +57,11 @@ class Objective(nn.Module, ABC):
     def check_channels(self, out_channels: int, in_channels: int) -> None:
         """Raises ValueError if a network or images with these channels do not fit."""
 
+    @property
+    @abstractmethod
+    def last_timestep(self) -> int:
+        """The noisiest timestep; 0 is the data's end."""
+
     @abstractmethod
     def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Random times (B,) as the network takes them, on the generator's device (the CPU without one)."""
@@ -67,6 +75,31 @@ class Objective(nn.Module, ABC):
         self, model_output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch, each (B,); "loss" is what is minimised."""
+
+    def check_noised(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> None:
+        """Checks what `add_noise` is given: nothing is broadcast.
+
+        Raises:
+            ValueError: if shapes, kinds of numbers or (on the CPU) times are not allowed.
+        """
+        if not isinstance(x0, torch.Tensor) or x0.ndim < 2:
+            raise ValueError(f"x0 is {shown(x0)}; it must be a tensor (B, C, …).")
+        check_tensor("x0", x0, x0.shape, floating=True)
+        check_tensor("noise", noise, x0.shape, floating=True)
+        check_tensor("timesteps", timesteps, x0.shape[:1], floating=self.continuous_time)
+        check_values("timesteps", timesteps, 0, self.last_timestep)
+
+    def check_output(self, model_output: torch.Tensor, x0: torch.Tensor) -> None:
+        """Raises ValueError if a network's output does not belong to x0."""
+        check_tensor("model_output", model_output, (len(x0), "channels", *x0.shape[2:]), floating=True)
+        self.check_channels(model_output.shape[1], x0.shape[1])
+
+
+def check_draw(batch_size: int, generator: torch.Generator | None) -> None:
+    """Raises ValueError unless random times can be drawn so."""
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator is {shown(generator)}; it must be a torch.Generator or None.")
 
 
 def samples(scheduler: SchedulerMixin) -> bool:

@@ -7,9 +7,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
-from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
+from demo_diffusion.checks import check_choice, check_flag, check_number, check_whole
+
+from .common import Objective, check_draw, expand_to, integrates_velocity, mean_over_sample, samples
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+MAX_TIMESTEPS = 10**6
 NOISE_SETTINGS = (
     "num_train_timesteps",
     "beta_start",
@@ -88,6 +91,10 @@ class DDPMObjective(Objective):
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
 
+    @property
+    def last_timestep(self) -> int:
+        return self.num_train_timesteps - 1
+
     @staticmethod
     def fits(scheduler: SchedulerMixin) -> bool:
         """Whether a scheduler integrates a prediction of noise (or v) from noise to data."""
@@ -108,6 +115,7 @@ class DDPMObjective(Objective):
         """A scheduler with these betas and prediction type."""
         if unknown := sorted(set(map(str, noise_settings)) - set(NOISE_SETTINGS)):
             raise ValueError(f"{unknown} are unknown; the settings of the noise are {list(NOISE_SETTINGS)}.")
+        check_whole("num_train_timesteps", noise_settings.get("num_train_timesteps", 1000), 1, MAX_TIMESTEPS)
         return DDPMScheduler(**noise_settings)
 
     @staticmethod
@@ -160,11 +168,13 @@ class DDPMObjective(Objective):
 
     def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Uniform integer timesteps (B,), on the generator's device (the CPU without one)."""
+        check_draw(batch_size, generator)
         device = generator.device if generator is not None else "cpu"
         return torch.randint(self.num_train_timesteps, (batch_size,), generator=generator, device=device)
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t of (B, C, H, W) for timesteps (B,)."""
+        self.check_noised(x0, noise, timesteps)
         return self._at(self.signal_scale, timesteps, x0) * x0 + self._at(self.noise_scale, timesteps, x0) * noise
 
     def losses(
@@ -181,9 +191,11 @@ class DDPMObjective(Objective):
             "mse", "vb" (in bits per dimension) and "loss", the sum of the weighted "mse" and "vb"; each (B,).
 
         Raises:
-            ValueError: if the output has not twice the channels of `x0`.
+            ValueError: if the output has not twice the channels of `x0`, or shapes, kinds of numbers or times are not
+                allowed.
         """
-        self.check_channels(model_output.shape[1], x0.shape[1])
+        self.check_noised(x0, noise, timesteps)
+        self.check_output(model_output, x0)
         prediction, variance_place = model_output.float().chunk(2, dim=1)
         mse = mean_over_sample((prediction - self._target(x0, noise, timesteps)) ** 2)
         vb = self._variational_bound(prediction.detach(), variance_place, x0, noise, timesteps)
@@ -203,7 +215,7 @@ class DDPMObjective(Objective):
         noise: torch.Tensor,
         timesteps: torch.Tensor,
     ) -> torch.Tensor:
-        x_t = self.add_noise(x0, noise, timesteps)
+        x_t = self._at(self.signal_scale, timesteps, x0) * x0 + self._at(self.noise_scale, timesteps, x0) * noise
         min_log = self._at(self.min_log_variance, timesteps, x0)
         max_log = self._at(self.max_log_variance, timesteps, x0)
         log_variance = min_log + (variance_place + 1) / 2 * (max_log - min_log)
@@ -238,16 +250,17 @@ def _check_settings(
     min_snr_gamma: float | None,
     zero_terminal_snr: bool,
 ) -> None:
-    if num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; it must be at least 2.")
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(f"The betas go from {beta_start} to {beta_end}; they must rise within (0, 1).")
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type is {prediction_type!r}; it must be one of {list(PREDICTION_TYPES)}.")
+    check_whole("num_train_timesteps", num_train_timesteps, 2, MAX_TIMESTEPS)
+    check_number("beta_start", beta_start, above=0, below=1)
+    check_number("beta_end", beta_end, above=0, below=1)
+    if beta_end < beta_start:
+        raise ValueError(f"beta_start is {beta_start} and beta_end {beta_end}; betas must not fall.")
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    check_flag("zero_terminal_snr", zero_terminal_snr)
+    if min_snr_gamma is not None:
+        check_number("min_snr_gamma", min_snr_gamma, above=0)
     if zero_terminal_snr and prediction_type != "v_prediction":
         raise ValueError("zero_terminal_snr needs prediction_type 'v_prediction'.")
-    if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
-        raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive or None.")
     if zero_terminal_snr and min_snr_gamma is not None:
         raise ValueError(
             "min_snr_gamma would give the last timestep of zero_terminal_snr no weight, from which sampling starts; "

@@ -1,6 +1,5 @@
 """Velocity prediction on the linear path: flow matching as in SiT and Stable Diffusion 3."""
 
-import math
 from typing import Literal
 
 import torch
@@ -12,9 +11,10 @@ from diffusers import (
     SchedulerMixin,
 )
 
+from demo_diffusion.checks import check_choice, check_number
 from demo_diffusion.schedulers import FlowMatchDopri5Scheduler, FlowMatchSDEScheduler
 
-from .common import Objective, expand_to, integrates_velocity, mean_over_sample, samples
+from .common import Objective, check_draw, expand_to, integrates_velocity, mean_over_sample, samples
 
 TIMESTEP_SAMPLING = ("uniform", "logit_normal")
 LINEAR_PATH = {"path": "linear"}
@@ -54,20 +54,18 @@ class FlowObjective(Objective):
         direction_weight: float = 0.0,
     ):
         super().__init__()
-        if timestep_sampling not in TIMESTEP_SAMPLING:
-            raise ValueError(
-                f"timestep_sampling is {timestep_sampling!r}; it must be one of {list(TIMESTEP_SAMPLING)}."
-            )
-        if not math.isfinite(logit_mean):
-            raise ValueError(f"logit_mean is {logit_mean}; it must be finite.")
-        if not 0 < logit_std < math.inf:
-            raise ValueError(f"logit_std is {logit_std}; it must be positive.")
-        if not 0 <= direction_weight < math.inf:
-            raise ValueError(f"direction_weight is {direction_weight}; it must be finite and at least 0.")
+        check_choice("timestep_sampling", timestep_sampling, TIMESTEP_SAMPLING)
+        check_number("logit_mean", logit_mean)
+        check_number("logit_std", logit_std, above=0)
+        check_number("direction_weight", direction_weight, least=0)
         self.timestep_sampling = timestep_sampling
         self.logit_mean = logit_mean
         self.logit_std = logit_std
         self.direction_weight = direction_weight
+
+    @property
+    def last_timestep(self) -> int:
+        return 1
 
     @staticmethod
     def fits(scheduler: SchedulerMixin) -> bool:
@@ -107,6 +105,7 @@ class FlowObjective(Objective):
 
     def sample_timesteps(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Times t (B,), on the generator's device (the CPU without one)."""
+        check_draw(batch_size, generator)
         device = generator.device if generator is not None else "cpu"
         if self.timestep_sampling == "uniform":
             return torch.rand(batch_size, generator=generator, device=device)
@@ -115,6 +114,7 @@ class FlowObjective(Objective):
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t of (B, C, H, W) for times t (B,)."""
+        self.check_noised(x0, noise, t)
         t = expand_to(t, x0)
         return (1 - t) * x0 + t * noise
 
@@ -132,10 +132,12 @@ class FlowObjective(Objective):
             "loss" (B,).
 
         Raises:
-            ValueError: if the output has neither C nor 2·C channels.
+            ValueError: if the output has neither C nor 2·C channels, or shapes, kinds of numbers or times are not
+                allowed.
         """
+        self.check_noised(x0, noise, t)
+        self.check_output(model_output, x0)
         channels = x0.shape[1]
-        self.check_channels(model_output.shape[1], channels)
         prediction, velocity = model_output[:, :channels].float(), noise - x0
         loss = mean_over_sample((prediction - velocity) ** 2)
         if self.direction_weight:

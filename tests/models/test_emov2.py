@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_nothing():
         ({"attention_head_dims": (8, 12, 8, 7)}, "has 7 for a stage of width 24"),
         ({"depth": 3}, r"no config field \['depth'\].*depths"),
         ({"stem_activation": "relu"}, "stem_activation is 'relu'.*silu"),
-        ({"drop_path_rate": 1.0}, "drop_path is 1.0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
         ({"attention_modes": ("none", "none", "none", "global")}, "'global'.*spanning"),
     ],
 )
@@ -226,8 +226,8 @@ def test_batch_norm_over_processes_is_the_same_network():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depths": (0, 1, 1, 1)}, "depths is .* positive"),
-        ({"hidden_sizes": (24, 32, 64, 0)}, "hidden_sizes is .* positive"),
+        ({"depths": (0, 1, 1, 1)}, "depths is 0; it must be a whole number in .1, "),
+        ({"hidden_sizes": (24, 32, 64, 0)}, "hidden_sizes is 0; it must be a whole number in .1, "),
         ({"stem_width": 0}, "stem_width is 0"),
         ({"image_size": -224}, "image_size is -224"),
     ],

@@ -159,7 +159,7 @@ def test_time_may_run_the_other_way(tiny):
         ({"sample_size": 9}, "sample_size is 9.*patch_size, 2"),
         ({"attention_head_dim": 3}, "multiple of 4"),
         ({"attention_mode": "full"}, "'full'"),
-        ({"num_layers": 0}, "num_layers is 0; it must be positive"),
+        ({"num_layers": 0}, "num_layers is 0; it must be a whole number in .1, "),
         ({"expansion_ratio": float("nan")}, "expansion_ratio is nan"),
         ({"out_channels": -1}, "out_channels is -1"),
         ({"sample_size": (8, 8, 8)}, r"sample_size is \(8, 8, 8\)"),
@@ -179,7 +179,7 @@ def test_wrong_config_is_named(config, message):
     [
         ({"mlp_ratio": 0}, "mlp_ratio is 0"),
         ({"norm_eps": -1}, "norm_eps is -1"),
-        ({"timestep_frequency_shift": 128}, "timestep_frequency_shift is 128; it must be 0 or 1"),
+        ({"timestep_frequency_shift": 128}, "timestep_frequency_shift is 128; it must be one of .0, 1"),
         ({"num_attention_heads": -2}, "num_attention_heads is -2"),
         ({"rotary_positions": True, "attention_head_dim": 6}, "6; two-axis rotary positions need a multiple of 4"),
     ],
@@ -201,7 +201,7 @@ def test_wrong_inputs_are_named():
     hidden_states, timestep, labels = inputs_for(model)
     with pytest.raises(ValueError, match=r"\(2, 4, 8, 6\).*\(B, 4, 8, 8\)"):
         model(hidden_states[..., :6], timestep, labels)
-    with pytest.raises(ValueError, match="one entry a sample"):
+    with pytest.raises(ValueError, match="timestep has shape .1,.; it must be .2."):
         model(hidden_states, timestep[:1], labels)
 
 

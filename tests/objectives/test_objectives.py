@@ -218,9 +218,9 @@ def test_objectives_that_share_an_argument_share_its_default():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be at least 2"),
-        ({"beta_start": 0.1}, "The betas go from 0.1 to 0.02"),
-        ({"beta_end": 1.0}, "The betas go from 0.0001 to 1.0"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be a whole number in .2, "),
+        ({"beta_start": 0.1}, "beta_start is 0.1 and beta_end 0.02"),
+        ({"beta_end": 1.0}, "beta_end is 1.0"),
         ({"min_snr_gamma": math.inf}, "min_snr_gamma is inf"),
     ],
 )

@@ -1,8 +1,13 @@
 """The configuration of EMOv2 and EMOv1 (arXiv 2412.06674, Table IV, and 2301.01146)."""
 
+import functools
+
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+
+from demo_diffusion.checks import LARGEST, check_number, check_whole
 
 NUM_STAGES = 4
 PER_STAGE = (
@@ -17,6 +22,22 @@ PER_STAGE = (
 )
 
 
+def with_value_errors(config_class: type) -> type:
+    """Makes a ValueError of what `strict` raises, so that all bad settings raise one kind of error."""
+    validated = config_class.__init__
+
+    @functools.wraps(validated)
+    def __init__(self, *args, **kwargs):
+        try:
+            validated(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+@with_value_errors
 @strict
 class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of `EMOv2ForImageClassification` and `EMOv2Backbone`. The defaults are EMOv2-5M.
@@ -77,19 +98,28 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         for name in PER_STAGE:
             if len(getattr(self, name)) != NUM_STAGES:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must have {NUM_STAGES} entries, one a stage.")
-            if any(not isinstance(value, str) and value <= 0 for value in getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; every entry must be positive.")
+            for value in getattr(self, name):
+                _check_entry(name, value)
         if self.stem_width is None:
             self.stem_width = self.hidden_sizes[0] // 2
-        for name in ("stem_width", "window_size", "num_channels", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        self._check_scalars(**kwargs)
         self._check_heads()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, NUM_STAGES + 1)]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         super().__post_init__(**kwargs)
+
+    def _check_scalars(self, **kwargs) -> None:
+        for name in ("stem_width", "window_size", "num_channels", "image_size"):
+            check_whole(name, getattr(self, name))
+        if "num_labels" in kwargs:
+            check_whole("num_labels", kwargs["num_labels"])
+        if self.layer_scale_init_value is not None:
+            check_number("layer_scale_init_value", self.layer_scale_init_value)
+        check_number("drop_path_rate", self.drop_path_rate, least=0, below=1)
+        check_number("norm_eps", self.norm_eps, above=0)
+        check_number("initializer_range", self.initializer_range, least=0)
 
     def _check_heads(self) -> None:
         stages = zip(self.hidden_sizes, self.attention_head_dims, self.attention_modes, strict=True)
@@ -98,3 +128,10 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"attention_head_dims has {head_dim} for a stage of width {width}; it must divide the width."
                 )
+
+
+def _check_entry(name: str, value: object) -> None:
+    if name == "expansion_ratios":
+        check_number(name, value, above=0, below=LARGEST)
+    elif not isinstance(value, str):
+        check_whole(name, value)

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from demo_diffusion.checks import check_tensor, check_values
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from demo_diffusion.models.layers.folding import Foldable, Linear
@@ -135,11 +136,11 @@ class EMOv2Model(EMOv2PreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is not (B, num_channels, H, W).
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, {self.config.num_channels}, "
-                "height, width)."
-            )
+        check_tensor(
+            "pixel_values", pixel_values, ("batch", self.config.num_channels, "height", "width"), floating=True
+        )
+        if 0 in pixel_values.shape[1:]:
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must hold at least one pixel.")
         tokens = self.stem(pixel_values.permute(0, 2, 3, 1).contiguous())
         outputs = [tokens]
         for blocks in self.stages:
@@ -186,8 +187,18 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
         logits = self.classifier(self.norm(outputs.last_hidden_state.permute(0, 2, 3, 1)).mean((1, 2)))
         loss = None
         if labels is not None:
+            _check_labels(labels, logits)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+def _check_labels(labels: torch.Tensor, logits: torch.Tensor) -> None:
+    """Class ids (B,), or numbers (B, num_labels) of several classes at once or of a regression."""
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        check_tensor("labels", labels, labels.shape[:1] if logits.shape[1] == 1 else logits.shape, floating=True)
+    else:
+        check_tensor("labels", labels, logits.shape[:1], floating=False)
+        check_values("labels", labels, 0, logits.shape[1] - 1)
 
 
 class EMOv2Backbone(BackboneMixin, EMOv2Model):

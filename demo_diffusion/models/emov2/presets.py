@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from demo_diffusion.checks import shown
+
 from .configuration import EMOv2Config
 from .modeling import EMOv2ForImageClassification
 
@@ -60,8 +62,8 @@ def emov2_config(name: str, **overrides) -> EMOv2Config:
     Raises:
         ValueError: if the name or a field is unknown.
     """
-    if name not in PRESETS:
-        raise ValueError(f"Unknown EMOv2 size {name!r}; known are {', '.join(PRESETS)}.")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"Unknown EMOv2 size {shown(name)}; known are {', '.join(PRESETS)}.")
     fields = {field.name for field in dataclasses.fields(EMOv2Config) if not field.name.startswith("_")}
     fields |= {"num_labels", "out_features", "out_indices"}
     if unknown := set(overrides) - fields:
