@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from demo_diffusion.checks import is_whole, shown
+
 
 class LabelNames:
     """Finds class ids by number or name.
@@ -69,10 +71,9 @@ class LabelNames:
         return next(iter(ids))
 
     def _checked_id(self, class_id: int) -> int:
-        try:
-            class_id = operator.index(class_id)
-        except TypeError:
-            raise ValueError(f"Class label {class_id!r} is neither an integer nor a name.") from None
+        if not is_whole(class_id):
+            raise ValueError(f"Class label {shown(class_id)} is neither an integer nor a name.")
+        class_id = operator.index(class_id)
         if not 0 <= class_id < self.num_classes:
             raise ValueError(
                 f"Class id {class_id} is out of range; this network has the classes 0 … {self.num_classes - 1}. "

@@ -1,6 +1,7 @@
 """Sampling: class labels in, images out."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from demo_diffusion.checks import check_choice, check_number, check_tensor, check_whole, is_number
+from demo_diffusion.checks import check_choice, check_number, check_tensor, check_whole, is_number, shown
 from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.objectives import OBJECTIVES
@@ -105,6 +106,8 @@ class DEMOPipeline(DiffusionPipeline):
         Raises:
             ValueError: if it does not fit the network.
         """
+        if not isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            raise ValueError(f"{shown(pretrained_model_name_or_path)} is no folder and no hub id.")
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **options)
         if scheduler is not None:
             _check_parts(pipeline.transformer, scheduler, pipeline.vae)

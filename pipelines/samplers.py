@@ -2,6 +2,7 @@
 
 from diffusers import SchedulerMixin
 
+from demo_diffusion.checks import shown
 from demo_diffusion.objectives import OBJECTIVES
 
 from .scheduler_fit import objective_of
@@ -15,8 +16,8 @@ def describe_samplers() -> str:
 def check_sampler(name: str | None, objective: str) -> None:
     """Raises ValueError if the objective has no sampler of this name; None is its default."""
     samplers = OBJECTIVES[objective].samplers
-    if name is not None and name not in samplers:
-        raise ValueError(f"sampler is {name!r}; for objective {objective!r} it must be one of {list(samplers)}.")
+    if name is not None and (not isinstance(name, str) or name not in samplers):
+        raise ValueError(f"sampler is {shown(name)}; for objective {objective!r} it must be one of {list(samplers)}.")
 
 
 def create_sampler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from demo_diffusion.checks import check_number, shown
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
 
 Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderTAEF2
@@ -80,7 +81,7 @@ class LatentNormalization:
         mean, std: of each channel, or one number for all.
 
     Raises:
-        ValueError: if their lengths differ, a number is not finite, or a std is 0.
+        ValueError: if their lengths differ, a number is not finite, or a std is not positive.
     """
 
     mean: tuple[float, ...]
@@ -88,13 +89,18 @@ class LatentNormalization:
 
     def __post_init__(self):
         for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple):
+                raise ValueError(f"The latents' {name} is {shown(values)}; it must be a list of numbers.")
+            for value in values:
+                check_number(f"The latents' {name}", value)
+            object.__setattr__(self, name, tuple(map(float, values)))
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
                 f"There are {len(self.mean)} means and {len(self.std)} stds; there must be one per channel."
             )
-        if not torch.tensor(self.mean + self.std).isfinite().all() or 0 in self.std:
-            raise ValueError(f"The latents' mean is {self.mean}, std {self.std}; both must be finite, and no std 0.")
+        if min(self.std) <= 0:
+            raise ValueError(f"The latents' std is {self.std}; every one must be positive.")
 
     def check_channels(self, channels: int) -> None:
         """Raises a ValueError if it is not for latents of so many channels."""

@@ -29,6 +29,16 @@ def describe_images(images: LabelledImages) -> dict:
     return {"num_images": count, "id2label": images.id2label, "pixels": pixels}
 
 
+def checked_facts(facts: object) -> dict:
+    """What JSON holds of a description by `describe_images`; raises ValueError or TypeError if it is none."""
+    if not isinstance(facts, dict) or not isinstance(facts["num_images"], int) or not isinstance(facts["pixels"], str):
+        raise ValueError("it does not describe images")
+    names = {int(i): name for i, name in facts["id2label"].items()}
+    if sorted(names) != list(range(len(names))) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("its id2label does not name the classes 0 … n − 1")
+    return facts
+
+
 def changed_data(saved: Mapping, now: Mapping) -> list[str]:
     """What differs between two descriptions by `describe_images`, one read from JSON, as texts."""
     before, after = ({int(i): name for i, name in facts["id2label"].items()} for facts in (saved, now))

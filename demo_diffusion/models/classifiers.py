@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from demo_diffusion.checks import shown
 
 from .loading import check_loaded
 
@@ -39,12 +42,23 @@ def load_classifier(name: str) -> tuple[nn.Module, BaseImageProcessor]:
     try:
         model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
         check_loaded(name, model, info)
-        return model.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)
+        _check_parts(model, processor)
+        return model.eval().requires_grad_(False), processor
     except Exception as error:  # of the hub, of safetensors, of timm, …
         raise ValueError(
             f"The classifier {name} cannot be loaded: {error} Give a folder that save_pretrained wrote, or a hub id "
             "such as timm/resnet50.a1_in1k (timm's need the package timm)."
         ) from error
+
+
+def _check_parts(model: nn.Module, processor: BaseImageProcessor) -> None:
+    """Raises an error unless the classes have names and a picture can be prepared."""
+    if not all(isinstance(label, str) for label in model.config.id2label.values()):
+        raise ValueError(f"id2label is {shown(model.config.id2label)}; every class must have a name.")
+    pixels = processor(Image.new("RGB", (20, 12), "red"), return_tensors="pt")["pixel_values"]
+    if pixels.ndim != 4 or not pixels.isfinite().all():
+        raise ValueError(f"its image processor makes {shown(pixels)} of a picture, or values that are not finite.")
 
 
 def expected_input(processor: BaseImageProcessor) -> tuple[tuple[int, int], list[float], list[float]]:

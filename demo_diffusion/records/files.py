@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
+from .reading import read_parsed
+
 MARK = ".demo_diffusion-"  # in the name of whatever is not whole yet, between the target's name and a random part
 PARTIAL = re.compile(rf"(.+){re.escape(MARK)}\w{{8}}\.partial")
 EARLIER = "earlier"
@@ -90,12 +92,13 @@ def read_json(path: Path) -> dict | None:
     Raises:
         ValueError: if it is damaged.
     """
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return read_parsed(path, _checked_object, "") if path.exists() or path.is_symlink() else None
+
+
+def _checked_object(text: str) -> dict:
+    if not isinstance(content := json.loads(text), dict):
+        raise ValueError("it holds no JSON object")
+    return content
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

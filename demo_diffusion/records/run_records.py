@@ -1,7 +1,9 @@
 """What a run logs, to write and to read: loss.csv and accuracy.csv in its folder."""
 
 import csv
+import hashlib
 import io
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +26,11 @@ def read_losses(run: Path, until_step: float = math.inf) -> list[Row]:
         ValueError: if it is damaged.
     """
     return [row for row in _read(run / LOSS_FILE, LOSS_COLUMNS) if row["step"] <= until_step]
+
+
+def rows_hash(rows: list[Row]) -> str:
+    """By what logged rows are recognised."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def write_losses(run: Path, rows: list[Row]) -> None:

@@ -8,6 +8,8 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+from demo_diffusion.checks import check_number, check_whole
+
 # Dormand & Prince (1980), Table 2: the stages' nodes and weights; the last stage is the fifth-order solution.
 NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 STAGES = (
@@ -50,16 +52,15 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, rtol: float = 1e-3, atol: float = 1e-6):
-        for name, value in (("num_train_timesteps", num_train_timesteps), ("rtol", rtol), ("atol", atol)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be positive.")
+        check_whole("num_train_timesteps", num_train_timesteps)
+        check_number("rtol", rtol, above=0)
+        check_number("atol", atol, above=0)
         self._device = self._time = None
         self.num_evaluations = 0
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Prepares a run. The first step tried is 1 / num_inference_steps long; what follows, the error decides."""
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at least 1.")
+        check_whole("num_inference_steps", num_inference_steps)
         self.num_evaluations = 0
         self._time, self._step_size = 1.0, 1.0 / num_inference_steps
         self._start, self._slopes, self._rejected, self._device = None, [], False, device

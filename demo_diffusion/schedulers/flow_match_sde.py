@@ -9,6 +9,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from demo_diffusion.checks import check_choice, check_number, check_whole
+
 # The diffusion coefficient w(t), t = 1 noise, before diffusion_norm (SiT, Sec. 3.3; the names are its code's).
 DIFFUSION_FORMS = {
     "constant": lambda t, norm: norm,
@@ -67,14 +69,10 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
             ("diffusion_form", diffusion_form, tuple(DIFFUSION_FORMS)),
             ("last_step", last_step, LAST_STEPS),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}.")
-        if num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps is {num_train_timesteps}; it must be at least 1.")
-        if not 0 <= diffusion_norm < math.inf:
-            raise ValueError(f"diffusion_norm is {diffusion_norm}; it must be finite and at least 0.")
-        if last_step is not None and not 0 < last_step_size < 1:
-            raise ValueError(f"last_step_size is {last_step_size}; it must be between 0 and 1.")
+            check_choice(name, value, allowed)
+        check_whole("num_train_timesteps", num_train_timesteps)
+        check_number("diffusion_norm", diffusion_norm, least=0)
+        check_number("last_step_size", last_step_size, above=0, below=1)
         self.timesteps = None
         self.init_noise_sigma = 1.0
 
@@ -86,11 +84,7 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
         """
         config = self.config
         least = 1 if config.last_step is None else 2
-        if num_inference_steps < least:
-            raise ValueError(
-                f"num_inference_steps is {num_inference_steps}; with last_step={config.last_step!r} it must be at "
-                f"least {least}."
-            )
+        check_whole("num_inference_steps", num_inference_steps, least)
         self.num_inference_steps = num_inference_steps
         start = SBDM_START if config.diffusion_form == "sbdm" else 1.0
         end = 0.0 if config.last_step is None else config.last_step_size

@@ -198,7 +198,7 @@ def test_json_and_arrays_are_read_as_written(tmp_path):
 @pytest.mark.parametrize("text", ["{", "3", ""])
 def test_damaged_files_are_named(tmp_path, text):
     (tmp_path / "a").write_text(text)
-    with pytest.raises(ValueError, match="a is damaged"):
+    with pytest.raises(ValueError, match="a cannot be read"):
         read_json(tmp_path / "a")
     with pytest.raises(ValueError, match=r"a cannot be read as an \.npz file"):
         read_npz(tmp_path / "a")

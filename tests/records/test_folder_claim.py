@@ -70,5 +70,5 @@ def test_other_folders_are_refused(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "facts.json").write_text("{")
     begin(tmp_path)
-    with pytest.raises(ValueError, match=r"facts\.json is damaged"):
+    with pytest.raises(ValueError, match=r"facts\.json cannot be read"):
         claim_folder(tmp_path / "facts.json", FACTS, "things")

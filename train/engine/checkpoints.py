@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
+        self._told: set[tuple[Path, str]] = set()  # damages that were warned of
         self._found: dict[Path, str | None] = {}  # damage that this process found by hashing, or by loading
 
     def latest(self) -> Path | None:
@@ -60,7 +62,9 @@ class Checkpoints:
             damage = self._damage(checkpoint)
             if damage is None:
                 return checkpoint
-            warnings.warn(f"The checkpoint {checkpoint} is passed over: {damage}.", stacklevel=2)
+            if (checkpoint, damage) not in self._told:
+                warnings.warn(f"The checkpoint {checkpoint} is passed over: {damage}.", stacklevel=2)
+                self._told.add((checkpoint, damage))
         if found:
             raise ValueError(
                 f"None of the checkpoints in {self.folder} is whole. Bring back a good copy, or choose another "
@@ -99,10 +103,15 @@ class Checkpoints:
                 "pipeline of it with train/export_pipeline.py."
             )
 
-    def save(self, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
+    def save(
+        self, accelerator: Accelerator, averages: MovingAverages, progress: Progress, records: Mapping[str, object]
+    ) -> None:
         """Writes everything that a resumed run needs to a temporary path, renames it, then removes old checkpoints.
 
         Every process must call it.
+
+        Args:
+            records: what the run's other files must agree with, for the main process's manifest: "data" and "losses".
 
         Raises:
             OSError: if it cannot be written. Earlier checkpoints stay whole.
@@ -112,7 +121,7 @@ class Checkpoints:
         if not self.folder.is_dir():
             raise OSError(f"The folder {self.folder} is gone, so step {progress.step} cannot be saved.")
         try:
-            self._write(partial, accelerator, averages, progress)
+            self._write(partial, accelerator, averages, progress, records)
         except Exception as error:  # the writers of tensors raise almost anything when a disk is full
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -169,7 +178,14 @@ class Checkpoints:
             self._found[checkpoint] = find_changed_file(checkpoint)
         return self._found[checkpoint]
 
-    def _write(self, partial: Path, accelerator: Accelerator, averages: MovingAverages, progress: Progress) -> None:
+    def _write(
+        self,
+        partial: Path,
+        accelerator: Accelerator,
+        averages: MovingAverages,
+        progress: Progress,
+        records: Mapping[str, object],
+    ) -> None:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()
@@ -183,7 +199,7 @@ class Checkpoints:
             files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
             manifest = {"progress": asdict(progress), "sharding": sharding_of(accelerator), "bytes": sizes}
-            manifest["sha256"] = hash_files(partial, sizes)
+            manifest |= {"sha256": hash_files(partial, sizes), **records}
             (partial / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
             for path in [*files, partial / MANIFEST, partial]:
                 _flush(path)
@@ -204,7 +220,7 @@ def average_file(decay: float) -> str:
 
 
 def read_manifest(checkpoint: Path) -> dict:
-    """What `checkpoint.json` holds: "progress", "sharding", "bytes" and, since there are hashes, "sha256".
+    """What `checkpoint.json` holds: "progress", "sharding", "bytes"; of newer versions "sha256", "data" and "losses".
 
     Raises:
         ValueError: if it cannot be read or is not as it was written.
@@ -218,7 +234,7 @@ def _checked_manifest(manifest: dict, checkpoint: Path) -> dict:
     progress = Progress(**manifest["progress"])
     if progress.step != step_of(checkpoint):
         raise ValueError(f"it is of step {progress.step}")
-    entries = {"sharding": str, "bytes": dict, "sha256": dict}
+    entries = {"sharding": str, "bytes": dict, "sha256": dict, "data": dict, "losses": str}
     if any(not isinstance(manifest.get(name, kind()), kind) for name, kind in entries.items()):
         raise ValueError(f"{', '.join(entries)} are not what they should be")
     if not isinstance(progress.recent_losses, list) or not all(

@@ -10,14 +10,14 @@ import yaml
 from accelerate import Accelerator
 
 from demo_diffusion.cli.config_file import to_yaml
-from demo_diffusion.data.facts import changed_data
+from demo_diffusion.data.facts import changed_data, checked_facts
 from demo_diffusion.data.listing import ClassOrder, known_order, natural_order, text_order
-from demo_diffusion.records.files import check_output_folder, read_json, remove_leftovers, write_json, write_text
+from demo_diffusion.records.files import check_output_folder, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.reading import read_parsed
-from demo_diffusion.records.run_records import ACCURACY_FILE, LOSS_FILE, read_accuracies, read_losses
+from demo_diffusion.records.run_records import ACCURACY_FILE, LOSS_FILE, read_accuracies, read_losses, rows_hash
 
-from .checkpoints import Checkpoints, step_of
+from .checkpoints import Checkpoints, read_manifest, step_of
 
 # A resumed run may change these fields; num_steps only if the learning rate does not depend on it.
 FREE_FIELDS = {
@@ -74,7 +74,7 @@ class RunFolder:
         """How this run numbers classes that have only names: a run that goes on keeps the order that it began with."""
         if self.checkpoints.latest() is None:
             return natural_order
-        saved = read_json(self.path / DATA_FILE)
+        saved = self._begun_with()
         return text_order if saved is None else known_order(saved["id2label"].values())
 
     def check_data(self, facts: dict) -> None:
@@ -87,7 +87,7 @@ class RunFolder:
             ValueError: if they were others.
         """
         self._data_facts = facts
-        saved = read_json(self.path / DATA_FILE) if facts and self.checkpoints.latest() else None
+        saved = self._begun_with() if facts else None
         if saved is not None and (changed := changed_data(saved, facts)):
             raise ValueError(
                 f"{self.path} holds a run on other data: now there are {'; '.join(changed)}. Bring the data back as "
@@ -101,11 +101,34 @@ class RunFolder:
         write_text(self.config_file, to_yaml(config))
         if self._data_facts:
             write_json(self.path / DATA_FILE, self._data_facts)
-        self._begin_anew(LOSS_FILE, read_losses)
+        self._begin_anew(LOSS_FILE, lambda run: self._check_losses(first_step))
         self._begin_anew(ACCURACY_FILE, read_accuracies)
         self._begin_anew(RECORD_FILE, read_parts)
         parts = read_parts(self.path) if first_step else []
         write_json(self.path / RECORD_FILE, [*parts, {"first_step": first_step, **provenance(accelerator)}])
+
+    def records(self, step: int) -> dict[str, object]:
+        """What a checkpoint of a step remembers of the other files, so that a change of them is seen."""
+        return {"data": self._data_facts, "losses": rows_hash(read_losses(self.path, step))}
+
+    def _begun_with(self) -> dict | None:
+        """The data of the run in the folder, as `describe_images`; None if there is no run, or nothing says so."""
+        if (checkpoint := self.checkpoints.latest()) is None:
+            return None
+        facts = read_manifest(checkpoint).get("data")
+        if facts is None and (file := self.path / DATA_FILE).exists():  # of versions whose checkpoints lack it
+            remedy = "Bring back a good copy, or choose another --output_dir to start anew."
+            facts = read_parsed(file, lambda text: checked_facts(json.loads(text)), remedy)
+        return facts or None
+
+    def _check_losses(self, step: int) -> None:
+        """Raises ValueError unless the rows up to a step are those that its checkpoint was saved with."""
+        if not (rows := read_losses(self.path, step)):
+            return
+        checkpoint = self.checkpoints.latest() if step else None
+        saved = read_manifest(checkpoint).get("losses") if checkpoint is not None else None
+        if saved not in (None, rows_hash(rows)):
+            raise ValueError(f"{self.path / LOSS_FILE} changed since the checkpoint of step {step} was saved.")
 
     def _read_config(self) -> dict[str, dict]:
         remedy = "Bring back a good copy, or choose another --output_dir to start anew."

@@ -369,9 +369,11 @@ class Trainer(ABC):
         step = self.progress.step
         if not whole(get_total_norm(self.plain_network.parameters())).isfinite():
             self._fail(f"The weights are not finite at step {step}; lower learning_rate or set max_grad_norm.")
+        records = {}
         if self.accelerator.is_main_process:
             write_losses(self.folder.path, self.rows)
-        self.folder.checkpoints.save(self.accelerator, self.averages, self.progress)
+            records = self.folder.records(step)
+        self.folder.checkpoints.save(self.accelerator, self.averages, self.progress, records)
 
     def _fail(self, reason: str) -> None:
         raise FloatingPointError(f"{reason} The checkpoints are in {self.folder.checkpoints.folder}.")

@@ -1,0 +1,156 @@
+"""Every command that writes, with options that end well within a second or two."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from demo_diffusion import DEMOPipeline
+from demo_diffusion.conversion.__main__ import main as convert
+from demo_diffusion.data.latents import LatentTable
+from demo_diffusion.eval.classify import main as classify
+from demo_diffusion.eval.compare_runs import main as compare_runs
+from demo_diffusion.eval.evaluate import main as evaluate
+from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.models.classifiers import image_processor
+from demo_diffusion.objectives import DDPMObjective
+from demo_diffusion.records.folder_lock import hold_folder, hold_target
+from demo_diffusion.train.cache_latents import main as cache_latents
+from demo_diffusion.train.export_pipeline import main as export
+from demo_diffusion.train.train_demo import main as train_demo
+from demo_diffusion.train.train_emov2 import main as train_emov2
+from tests.support.classifiers import tiny_emov2
+from tests.support.evaluation import LITE
+from tests.support.images import image_folder
+from tests.support.networks import tiny_dit
+from tests.support.pipelines import tiny_vae
+from tests.support.runs import ROOT, arguments, train
+
+
+class Command(NamedTuple):
+    """A command, told where everything is, with the options that make its result (out, variant 0 or 1)."""
+
+    main: Callable[[list[str]], object]
+    arguments: Callable[[Path, Path, int], list[str]]
+    check: Callable[[Path, int], object]  # raises if the result of a variant is not whole
+    hold: Callable | None = hold_folder  # None: one file, which the last one replaces
+
+
+def options(**values: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def emov2_arguments(ground: Path, out: Path, variant: int) -> list[str]:
+    return [
+        *options(config=ROOT / "configs/classification/cifar10/emov2.yaml", dataset=ground / "images", resolution=32),
+        *options(val_dataset=ground / "images", val_split="train", output_dir=out, seed=variant, num_steps=2),
+        *options(epochs="none", warmup_epochs=0, batch_size=4, eval_every=0, checkpoint_every=1, num_workers=0),
+        *["--hidden_sizes", "8", "8", "16", "16", "--depths", "1", "1", "1", "1"],
+        *["--attention_head_dims", "8", "8", "8", "8", "--window_size=2"],
+    ]
+
+
+def check_run(out: Path, variant: int, result: str, weights: str) -> None:
+    assert f"seed: {variant}\n" in (out / "config.yaml").read_text()
+    assert len(json.loads((out / "run.json").read_text())) == 1
+    (checkpoint,) = (out / "checkpoints").glob("step-*")
+    written, average = load_file(out / result / weights), load_file(next(checkpoint.glob("ema_*.safetensors")))
+    assert any(torch.equal(written[name], average[name]) for name in written if written[name].is_floating_point())
+    assert all(torch.equal(value, average[name]) for name, value in written.items())
+    assert (out / result / "README.md").is_file()
+
+
+def check_evaluation(out: Path, variant: int) -> None:
+    results, fingerprint = (json.loads((out / f"{name}.json").read_text()) for name in ("results", "fingerprint"))
+    assert results["fingerprint"] == fingerprint and fingerprint["seed"] == variant
+    assert len(list(out.glob("shards/*.safetensors"))) == 4 and (out / "contact_sheet.png").is_file()
+
+
+COMMANDS = {
+    "train_demo": Command(
+        train_demo,
+        lambda ground, out, variant: arguments(out, seed=variant, num_steps=4, keep_checkpoints=1),
+        lambda out, variant: check_run(out, variant, "pipeline", "transformer/diffusion_pytorch_model.safetensors"),
+    ),
+    "train_emov2": Command(
+        train_emov2,
+        lambda ground, out, variant: [*emov2_arguments(ground, out, variant), "--keep_checkpoints=1"],
+        lambda out, variant: check_run(out, variant, "model", "model.safetensors"),
+    ),
+    "cache_latents": Command(
+        cache_latents,
+        lambda ground, out, variant: options(
+            dataset=ground / "images", vae=ground / "vae", out=out, resolution=16, shard_size=2 + variant, num_workers=0
+        ),
+        lambda out, variant: LatentTable(out),
+    ),
+    "evaluate": Command(
+        evaluate,
+        lambda ground, out, variant: [
+            *options(pipeline=ground / "run/pipeline", reference=ground / "reference.npz", out=out, seed=variant),
+            *options(num_samples=8, num_inference_steps=2, shard_size=2, export="true"), *LITE,
+        ],
+        check_evaluation,
+    ),
+    "export_pipeline": Command(
+        export,
+        lambda ground, out, variant: [str(ground / "run"), *options(out=out)],
+        lambda out, variant: (DEMOPipeline.from_pretrained(out), (out / "README.md").read_text()),
+        hold_target,
+    ),
+    "conversion": Command(
+        convert,
+        lambda ground, out, variant: [
+            str(ground / "dit.pt"), str(out), "--family=dit", "--vae=none", "--num_attention_heads=2",
+        ],
+        lambda out, variant: DEMOPipeline.from_pretrained(out),
+        hold_target,
+    ),
+    "conversion to official": Command(
+        convert,
+        lambda ground, out, variant: [str(ground / "dit"), str(out / "weights.pt")],
+        lambda out, variant: torch.load(out / "weights.pt", weights_only=True),
+        lambda out: hold_target(out / "weights.pt"),
+    ),
+    "reference": Command(
+        make_reference,
+        lambda ground, out, variant: [
+            *options(images=ground / "images/train/cat", resolution=16, out=out / "reference.npz"), *LITE,
+        ],
+        lambda out, variant: (out / "reference.npz").stat(),
+        None,
+    ),
+    "classify": Command(
+        classify,
+        lambda ground, out, variant: options(
+            model=ground / "classifier", dataset=ground / "images", split="train", out=out / "a.json", num_workers=0
+        ),
+        lambda out, variant: json.loads((out / "a.json").read_text()),
+        None,
+    ),
+    "compare_runs": Command(
+        compare_runs,
+        lambda ground, out, variant: [str(ground / "run"), *options(out=out / "losses.png")],
+        lambda out, variant: (out / "losses.png").stat(),
+        None,
+    ),
+}  # fmt: skip
+
+
+def make_ground(ground: Path) -> Path:
+    """What the commands read."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    image_folder(ground / "images/train", images_per_class=6)
+    tiny_vae().save_pretrained(ground / "vae")
+    train(ground / "run", num_steps=4)
+    DEMOPipeline(tiny_dit(), DDPMObjective().scheduler()).save_pretrained(ground / "dit")
+    convert([str(ground / "dit"), str(ground / "dit.pt")])
+    tiny_emov2(num_labels=2, id2label={0: "cat", 1: "dog"}).save_pretrained(ground / "classifier")
+    image_processor(32).save_pretrained(ground / "classifier")
+    make_reference([*options(images=ground / "images/train/cat", resolution=8, out=ground / "reference.npz"), *LITE])
+    torch.set_num_threads(threads)
+    return ground
