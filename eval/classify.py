@@ -46,8 +46,8 @@ class ClassifyConfig:
     crop_pct: float | None = option(
         None, "share of the shorter side that the crop keeps; default: the processor's", above=0, most=1
     )
-    batch_size: int = option(64, "images at once on a process", least=1)
-    num_workers: int = option(0, "processes that read images", least=0)
+    batch_size: int = option(64, "images at once on a process", least=1, most=2**20)
+    num_workers: int = option(0, "processes that read images", least=0, most=1000)
     out: str | None = option(None, "JSON file to write")
 
     def check(self) -> None:

@@ -44,7 +44,7 @@ class EvaluationConfig:
     labels: Literal["balanced", "random"] = option("balanced", "index mod classes, or drawn")
     seed: int = option(0, "of noise and drawn labels", least=0)
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the network and the autoencoder")
-    batch_size: int = option(50, "samples at once on a process", least=1)
+    batch_size: int = option(50, "samples at once on a process", least=1, most=2**20)
     shard_size: int = option(500, "samples in a file of features, the unit of resuming", least=1)
     extractor: str = option("inception", f"one of {', '.join(EXTRACTORS)}")
     inception_weights: str | None = option(None, "its state dict; default: torch-fidelity downloads it")

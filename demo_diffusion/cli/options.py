@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Union
 
+LARGEST = 2**32 - 1  # of every number, a seed among them
 WORDS = {**dict.fromkeys(("yes", "true", "t", "y", "1"), True), **dict.fromkeys(("no", "false", "f", "n", "0"), False)}
 
 
@@ -104,9 +105,12 @@ class Option(NamedTuple):
     is_required: bool
 
     def check(self, value: Any, prefix: str = "") -> None:
-        """Raises ValueError if the value is missing or outside the range."""
+        """Raises ValueError if the value is missing, outside the range, or a number that can only be a mistake."""
         if self.is_required and not value:
             raise ValueError(f"{prefix}{self.name} is missing.")
+        for each in value if self.is_list else (value,):
+            if self.type in (int, float) and each is not None and not abs(each) <= LARGEST:
+                raise ValueError(f"{prefix}{self.name} is {each:.3g}; it must be a number of at most {LARGEST}.")
         if self.allowed is None or (value is None and self.is_optional):
             return
         if not self.allowed.allows(value):

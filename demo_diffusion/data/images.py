@@ -25,8 +25,8 @@ class DataConfig:
     split: str = option("train", "split of the dataset")
     image_column: str | None = option(None, "column of the images; None: the only one of that type")
     label_column: str | None = option(None, "column of the class labels; None: the only one of that type")
-    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it", above=0)
-    num_workers: int = option(0, "processes that read samples", least=0)
+    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it", above=0, most=2**14)
+    num_workers: int = option(0, "processes that read samples", least=0, most=1000)
 
 
 @dataclass

@@ -41,7 +41,7 @@ class ClassificationModelConfig:
 class ClassificationDataConfig(DataConfig):
     """Labelled images to train on, and others to be measured on."""
 
-    resolution: int = option(224, "side in pixels that the network sees", above=0)
+    resolution: int = option(224, "side in pixels that the network sees", above=0, most=2**14)
     val_dataset: str | None = option(None, "images that accuracy is measured on; None: another split of the dataset")
     val_split: str = option("validation", "split of them")
     crop_pct: float = option(
@@ -105,7 +105,7 @@ class ClassificationRunConfig(RunConfig):
 
     output_dir: str = option("runs/emov2", "folder of this run; an unfinished run in it is resumed")
     eval_every: int = option(0, "steps between measurements of the moving average; 0: only at the end", least=0)
-    eval_batch_size: int = option(128, "measured images at once on a process", above=0)
+    eval_batch_size: int = option(128, "measured images at once on a process", above=0, most=2**20)
 
 
 @dataclass

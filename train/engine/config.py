@@ -11,7 +11,7 @@ class OptimizationConfig:
     """AdamW and its surroundings."""
 
     num_steps: int = option(400_000, "optimizer steps", above=0)
-    batch_size: int = option(256, "samples a step, over all processes and accumulation steps", above=0)
+    batch_size: int = option(256, "samples a step, over all processes and accumulation steps", above=0, most=2**20)
     gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch", above=0)
     learning_rate: float = option(1e-4, "peak learning rate", above=0)
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option("constant", "after warm-up")

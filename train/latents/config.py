@@ -18,10 +18,10 @@ class CacheConfig:
     split: str = option("train", "split of the dataset")
     image_column: str | None = option(None, "column of the images; default: the only one of that type")
     label_column: str | None = option(None, "column of the class labels; default: the only one of that type")
-    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it", least=1)
+    resolution: int = option(256, "side in pixels; images are resized and centre-cropped to it", least=1, most=2**14)
     dtype: Literal["fp16", "bf16"] = option("fp16", "of the stored moments; they are computed in float32")
-    batch_size: int = option(32, "images encoded at once on a process", least=1)
-    num_workers: int = option(4, "processes that decode images for each process", least=0)
+    batch_size: int = option(32, "images encoded at once on a process", least=1, most=2**20)
+    num_workers: int = option(4, "processes that decode images for each process", least=0, most=1000)
     shard_size: int = option(256, "images in a file, the unit of resuming", least=1)
     strict: bool = option(False, "stop at an image that cannot be read instead of listing it")
 
