@@ -85,7 +85,8 @@ def values_for(option: Option) -> Iterator[str]:
     if option.choices or option.type is bool:
         yield from ("unknown", "2", "", "\x1b[31m")
     elif option.type in (int, float):
-        yield from (*NO_NUMBERS, *EDGES)
+        # An empty text undoes an option that may be left out, so the command does what it would without.
+        yield from (each for each in (*NO_NUMBERS, *EDGES) if each or not option.is_optional)
     elif option.name not in FREE_TEXTS:
         yield from BAD_TEXTS
 
