@@ -66,7 +66,7 @@ def open_samples(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:
         samples.check_classes(config.model, model.config.num_labels)
         return samples
     data = DataConfig(config.dataset, config.split, config.image_column, config.label_column)
-    images = load_images(data, own_size=True, class_order=known_order(model.config.id2label.values()))
+    images = load_images(data, own_size=True, class_order=known_order(model.config.id2label))
     check_classes(config.model, model, images.id2label)
     return RawImages(images)
 

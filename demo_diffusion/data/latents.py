@@ -120,7 +120,7 @@ def class_order_in(folder: Path) -> ClassOrder:
     """How a cache that is there numbers classes that have only names; natural order if there is none."""
     for read in (_read_settings, lambda folder: read_metadata(folder)["settings"]):  # one may be missing or damaged
         try:
-            return known_order(read(folder)["dataset"]["id2label"].values())
+            return known_order(read(folder)["dataset"]["id2label"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return natural_order

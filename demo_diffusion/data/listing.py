@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -32,12 +32,13 @@ def text_order(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def known_order(known: Collection[str]) -> ClassOrder:
-    """The order of `known`, for exactly these names; natural order for any others."""
+def known_order(id2label: Mapping[int | str, str]) -> ClassOrder:
+    """The order of the ids (texts in JSON) of these names; natural order for any others."""
+    known = [id2label[i] for i in sorted(id2label, key=int)]
 
     def order(names: Iterable[str]) -> list[str]:
         names = natural_order(names)
-        return list(known) if natural_order(known) == names else names
+        return known if natural_order(known) == names else names
 
     return order
 

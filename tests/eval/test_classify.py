@@ -143,7 +143,7 @@ def test_digits_are_measured_too(tmp_path):
         ({"dataset": "./missing.parquet"}, "There is no dataset at ./missing.parquet"),
         ({"split": "test"}, "split 'test' of .* cannot be read"),
         ({"model": Path(__file__).parent}, "classifier .* cannot be loaded"),
-        ({"batch_size": 0}, "--batch_size is 0; it must be at least 1"),
+        ({"batch_size": 0}, "--batch_size is 0; it must be in"),
         ({"resolution": 0}, "--resolution is 0; it must be at least 1"),
         ({"crop_pct": 2}, r"--crop_pct is 2.0; it must be in \(0, 1\]"),
         ({"out": "missing/results.json"}, "--out is missing/results.json; it must be a file in a folder there is"),

@@ -83,7 +83,7 @@ def test_none_is_an_attention_mode(tmp_path):
         ("", ["--objective", "ddpm", "--timestep_sampling", "logit_normal"], "needs objective 'flow'"),
         ("", ["--objective", "ddpm", "--direction_weight", "1"], "direction_weight 1.0 needs objective 'flow'"),
         ("", ["--objective", "flow", "--min_snr_gamma", "5"], "min_snr_gamma 5.0 needs objective 'ddpm'"),
-        ("", ["--min_snr_gamma", "0"], "min_snr_gamma is 0.0; it must be positive"),
+        ("", ["--min_snr_gamma", "0"], "min_snr_gamma is 0.0; it must be a finite number above 0"),
         ("", ["--zero_terminal_snr"], "zero_terminal_snr needs prediction_type 'v_prediction'"),
         (
             "",

@@ -83,7 +83,7 @@ def load_validation_images(config: ClassificationDataConfig, images: LabelledIma
     """
     dataset = config.val_dataset or config.dataset
     config_of_split = dataclasses.replace(config, dataset=dataset, split=config.val_split)
-    measured = load_images(config_of_split, own_size=True, class_order=known_order(images.id2label.values()))
+    measured = load_images(config_of_split, own_size=True, class_order=known_order(images.id2label))
     if measured.id2label != images.id2label:
         raise ValueError(
             f"The validation images ({dataset}, split {config.val_split!r}) have {_describe(measured)}, the training "

@@ -75,7 +75,7 @@ class RunFolder:
         if self.checkpoints.latest() is None:
             return natural_order
         saved = self._begun_with()
-        return text_order if saved is None else known_order(saved["id2label"].values())
+        return text_order if saved is None else known_order(saved["id2label"])
 
     def check_data(self, facts: dict) -> None:
         """Checks that a run in the folder, if there is one, was begun with the same data; `start` writes the facts.
