@@ -103,11 +103,11 @@ def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[lis
         "no pipeline": (["--pipeline", tmp / "nowhere", *good_reference], "pipeline .*nowhere cannot be read"),
         "NaN samples": (["--pipeline", nan_pipeline(tmp), "--num_samples", "4", *good_reference], "not finite"),
         "other sampler": (
-            ["--pipeline", tmp / "nan", "--sampler", "ddpm", *good_reference],
+            ["--pipeline", tmp / "flow", "--sampler", "ddpm", *good_reference],
             "sampler is 'ddpm'; for objective 'flow'",
         ),
         "no steps": (
-            ["--pipeline", tmp / "nan", "--num_inference_steps", "0", *good_reference],
+            ["--pipeline", tmp / "flow", "--num_inference_steps", "0", *good_reference],
             "it must be at least 1",
         ),
         "unknown extractor": (
@@ -128,6 +128,7 @@ def damaged_npz(tmp: Path) -> Path:
 
 def nan_pipeline(tmp: Path) -> Path:
     transformer = tiny_transformer(in_channels=3, out_channels=3, sample_size=32)
+    DEMOPipeline(transformer, FlowObjective().scheduler()).save_pretrained(tmp / "flow")
     with torch.no_grad():
         transformer.output.proj.bias.fill_(float("nan"))
     DEMOPipeline(transformer, FlowObjective().scheduler()).save_pretrained(tmp / "nan")
