@@ -274,7 +274,7 @@ def _check_parts(transformer: object, scheduler: object, vae: object) -> None:
 def _trained_scheduler(objective: str, trained_noise: dict) -> SchedulerMixin:
     try:
         return OBJECTIVES[objective].trained_scheduler(trained_noise)
-    except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"trained_noise is {trained_noise!r}, which objective {objective!r} cannot have: {error}"
         ) from error

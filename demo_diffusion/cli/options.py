@@ -110,7 +110,7 @@ class Option(NamedTuple):
             raise ValueError(f"{prefix}{self.name} is missing.")
         for each in value if self.is_list else (value,):
             if self.type in (int, float) and each is not None and not abs(each) <= LARGEST:
-                raise ValueError(f"{prefix}{self.name} is {each:.3g}; it must be a number of at most {LARGEST}.")
+                raise ValueError(f"{prefix}{self.name} is {each!s:.20}; it must be a number of at most {LARGEST}.")
         if self.allowed is None or (value is None and self.is_optional):
             return
         if not self.allowed.allows(value):

@@ -35,7 +35,8 @@ def content_of(out: Path) -> dict[str, str]:
 
 
 def new_folder(out: Path, name: str) -> Path:
-    out.mkdir(parents=True) if COMMANDS[name].hold is None or name == "conversion to official" else None
+    if COMMANDS[name].hold is None or name == "conversion to official":
+        out.mkdir(parents=True)
     return out
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run: writes them to a temporary path, renames them, finds the newest whole one, removes old ones."""
 
+import contextlib
 import json
 import os
 import re
@@ -70,6 +71,13 @@ class Checkpoints:
                 f"None of the checkpoints in {self.folder} is whole. Bring back a good copy, or choose another "
                 "--output_dir to start anew."
             )
+        return None
+
+    def newest_manifest(self) -> dict | None:
+        """What the newest checkpoint says that can be read; nothing is hashed. None if there is none."""
+        for checkpoint in reversed(self._all()):
+            with contextlib.suppress(ValueError):
+                return read_manifest(checkpoint)
         return None
 
     def has(self, step: int) -> bool:

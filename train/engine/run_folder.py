@@ -72,7 +72,7 @@ class RunFolder:
 
     def class_order(self) -> ClassOrder:
         """How this run numbers classes that have only names: a run that goes on keeps the order that it began with."""
-        if self.checkpoints.latest() is None:
+        if self.checkpoints.newest_manifest() is None:
             return natural_order
         saved = self._begun_with()
         return text_order if saved is None else known_order(saved["id2label"])
@@ -113,9 +113,9 @@ class RunFolder:
 
     def _begun_with(self) -> dict | None:
         """The data of the run in the folder, as `describe_images`; None if there is no run, or nothing says so."""
-        if (checkpoint := self.checkpoints.latest()) is None:
+        if (manifest := self.checkpoints.newest_manifest()) is None:
             return None
-        facts = read_manifest(checkpoint).get("data")
+        facts = manifest.get("data")
         if facts is None and (file := self.path / DATA_FILE).exists():  # of versions whose checkpoints lack it
             remedy = "Bring back a good copy, or choose another --output_dir to start anew."
             facts = read_parsed(file, lambda text: checked_facts(json.loads(text)), remedy)

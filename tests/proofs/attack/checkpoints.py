@@ -19,7 +19,7 @@ from tests.support.commands import COMMANDS, make_ground
 from tests.support.damage import DAMAGES
 
 from .judging import judge_command
-from .run_files import JSON_VALUES, _is_binary, _places, _set
+from .run_files import JSON_VALUES, is_binary, places_in, set_value
 from .runner import MARKER, Case, Wrong
 
 KIND = "checkpoints and pipelines"
@@ -69,17 +69,17 @@ def cases(root: Path) -> Iterator[Case]:
 
 def damages_of(file: Path) -> Iterator[tuple[str, Callable[[Path], object]]]:
     for name, damage in DAMAGES.items():
-        if not (name == "other encoding" and _is_binary(file)):
+        if not (name == "other encoding" and is_binary(file)):
             yield name, damage
     if file.suffix == ".safetensors":
         yield from {**TENSORS, **PICKLES}.items()
     else:
-        for number, place in enumerate(_places(json.loads(file.read_text()), depth=2)):
+        for number, place in enumerate(places_in(json.loads(file.read_text()), depth=2)):
             value = JSON_VALUES[number % len(JSON_VALUES)]
-            yield f"{'.'.join(map(str, place))} is {value[:8]}", _set(place, value)
+            yield f"{'.'.join(map(str, place))} is {value[:8]}", set_value(place, value)
             yield (
                 f"{'.'.join(map(str, place))} is {JSON_VALUES[(number + 5) % 12][:8]}",
-                _set(place, JSON_VALUES[(number + 5) % 12]),
+                set_value(place, JSON_VALUES[(number + 5) % 12]),
             )
 
 

@@ -58,7 +58,7 @@ def cases(root: Path) -> Iterator[Case]:
     files = [*RECORDS, *(f"{NEWEST}/{part}" for part in PARTS), *RESULTS]
     for file in files:
         for name, damage in DAMAGES.items():
-            if not (name == "other encoding" and _is_binary(root / "begun" / file)):
+            if not (name == "other encoding" and is_binary(root / "begun" / file)):
                 yield _case(root, f"{file}: {name}", [(file, damage)])
         for bit in _bits(root / "begun" / file):
             yield _case(root, f"{file}: bit {bit} flipped", [(file, _flip(bit))])
@@ -68,9 +68,11 @@ def cases(root: Path) -> Iterator[Case]:
             both = [(f"{folder}/{part}", DAMAGES[name]) for folder in (NEWEST, OLDER)]
             yield _case(root, f"{part} of both checkpoints: {name}", both)
     for file in ("run.json", "data.json", f"{NEWEST}/checkpoint.json"):
-        for place in _places(json.loads((root / "begun" / file).read_text())):
+        for place in places_in(json.loads((root / "begun" / file).read_text())):
             for value in JSON_VALUES[:: 1 if len(place) == 1 else 4]:
-                yield _case(root, f"{file}: {'.'.join(map(str, place))} is {value[:8]}", [(file, _set(place, value))])
+                yield _case(
+                    root, f"{file}: {'.'.join(map(str, place))} is {value[:8]}", [(file, set_value(place, value))]
+                )
     for folder in ("checkpoints", NEWEST, OLDER, "pipeline", "samples", "tensorboard"):
         yield _case(root, f"{folder}: removed", [(folder, shutil.rmtree)])
         yield _case(root, f"{folder}: a file", [(folder, _become_file)])
@@ -112,7 +114,7 @@ def _losses(run: Path) -> list[str]:
     return [f"{row[header.index('step')]} {row[header.index('loss')]}" for row in rows]
 
 
-def _is_binary(path: Path) -> bool:
+def is_binary(path: Path) -> bool:
     return path.suffix in (".safetensors", ".bin", ".pkl", ".png")
 
 
@@ -132,16 +134,16 @@ def _copy_of(file: Path) -> Callable[[Path], object]:
     return lambda path: shutil.copy(file, path)
 
 
-def _places(content: object, depth: int = 3) -> Iterator[tuple]:
+def places_in(content: object, depth: int = 3) -> Iterator[tuple]:
     """Where a JSON file has values: keys and indexes to them."""
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in pairs:
         yield (key,)
         if depth > 1:
-            yield from ((key, *rest) for rest in _places(value, depth - 1) if len(rest) < depth)
+            yield from ((key, *rest) for rest in places_in(value, depth - 1) if len(rest) < depth)
 
 
-def _set(place: tuple, value: str) -> Callable[[Path], object]:
+def set_value(place: tuple, value: str) -> Callable[[Path], object]:
     def damage(path: Path) -> None:
         content = inner = json.loads(path.read_text())
         for key in place[:-1]:
