@@ -1,5 +1,7 @@
 """Attacks: each is refused in our words or has the right result. A sample of them runs always, all as a proof."""
 
+import time
+
 import pytest
 
 from tests.proofs.attack.kinds import KINDS, outcomes_of
@@ -52,7 +54,20 @@ def test_ends_of_a_case_are_told_apart(end, tmp_path):
     assert outcome.verdict == verdict
 
 
+def test_memory_of_the_copied_process_is_not_the_case_s(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.proofs.attack.runner.BYTES", 100 << 20)  # less than this process has
+    cases = {"idle": lambda folder: time.sleep(0.3) or "refused", "greedy": lambda folder: take(150 << 20)}
+    outcomes = run_cases([Case("kind", name, run) for name, run in cases.items()], tmp_path)
+    assert {each.case.name: each.verdict for each in outcomes} == {"idle": "refused", "greedy": "KILLED"}
+
+
+def take(count):
+    taken = b"x" * count
+    time.sleep(30)
+    return str(len(taken))
+
+
 def test_a_case_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.proofs.attack.runner.SECONDS", 0.2)
-    (outcome,) = run_cases([Case("kind", "hang", lambda folder: __import__("time").sleep(60))], tmp_path)
+    (outcome,) = run_cases([Case("kind", "hang", lambda folder: time.sleep(60))], tmp_path)
     assert outcome.verdict == "HANG"

@@ -94,10 +94,13 @@ class _Copy:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of a process and its children that the parent does not share."""
+    """Bytes of a process and its children that are theirs alone, not shared with what they are copies of."""
     try:
         process = psutil.Process(pid)
-        return sum(each.memory_info().rss - each.memory_info().shared for each in [process, *process.children(True)])
+        processes = [process, *process.children(True)]
+        if sum(each.memory_info().rss for each in processes) <= BYTES:
+            return 0  # to count exactly takes long
+        return sum(each.memory_full_info().uss for each in processes)
     except psutil.Error:
         return 0
 
