@@ -107,6 +107,11 @@ class DetectionTrainingConfig:
         check_common(self.optimization)
         check_length(self.optimization)
         detector_config(**self.model.detector_options())
+        if self.model.backbone_weights is None and (self.model.freeze_first_stage or self.model.freeze_batch_norm):
+            raise ValueError(
+                "freeze_first_stage and freeze_batch_norm keep what a classifier has learned; give its folder as "
+                "--backbone_weights, or set both to false."
+            )
 
 
 def parse_config(arguments: list[str] | None = None) -> DetectionTrainingConfig:
