@@ -22,7 +22,7 @@ from demo_diffusion.data.preparation import to_rgb
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.detection import detect, measure_precision
 from demo_diffusion.eval.reports.detections import check_same_classes, class_names, save_comparison
-from demo_diffusion.models.detection import EMOv2Detector
+from demo_diffusion.models.detection import EMOv2Detector, load_detector
 from demo_diffusion.models.detection.drawing import draw_objects
 from demo_diffusion.records.files import check_output_file, write_json, write_whole
 from demo_diffusion.records.hashes import state_hash
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = OptionParser(DetectConfig, description=__doc__).read(arguments)
     config.check()
     state = PartialState(cpu=not torch.cuda.is_available())
-    detector = EMOv2Detector.from_pretrained(config.model).eval().requires_grad_(False)
+    detector = load_detector(config.model)
     facts = {"parameters": sum(p.numel() for p in detector.parameters()), "weights_sha256": state_hash(detector)}
     with full_precision(state.device):
         results = (find if config.picture else measure)(config, detector.to(state.device), state)

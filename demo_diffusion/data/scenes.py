@@ -18,7 +18,7 @@ DIGIT_SIDES = (20, 40)  # pixels
 MOST_DIGITS = 5
 INK = 0.25  # of the darkest grey level: from here on a pixel is the digit's
 ATTEMPTS = 30  # at a place for a digit where no other lies
-LEAST_CONTRAST = 60  # of grey levels, between a digit and the paper
+PAPER, INK_COLOR = (150, 256), (0, 91)  # each of red, green and blue
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _compose(random: np.random.Generator, digits: np.ndarray, names: np.ndarray, sides: tuple[int, int]) -> Scene:
     width, height = random.integers(sides[0], sides[1] + 1, 2).tolist()
-    image, paper = _paper(random, width, height)
+    image = _paper(random, width, height)
     boxes, labels, masks = [], [], []
     for _ in range(random.integers(1, MOST_DIGITS + 1)):
         number = random.integers(len(digits))
@@ -96,7 +96,7 @@ def _compose(random: np.random.Generator, digits: np.ndarray, names: np.ndarray,
         left, top = place
         area = np.s_[top : top + side, left : left + side]
         strength = ink.clip(0, 1)[..., None]
-        image[area] = image[area] * (1 - strength) + _color(random, paper) * strength
+        image[area] = image[area] * (1 - strength) + random.integers(*INK_COLOR, 3) * strength
         mask = np.zeros((height, width), bool)
         mask[area] = ink > INK
         masks.append(mask)
@@ -108,9 +108,9 @@ def _compose(random: np.random.Generator, digits: np.ndarray, names: np.ndarray,
     return Scene(image, np.array(boxes, np.float32), labels, masks, class_map)
 
 
-def _paper(random: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """(a background with lines, rectangles and rings (H, W, 3) float32, its main colour)."""
-    color = random.integers(0, 256, 3)
+def _paper(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Light paper with lines, rectangles and rings, (H, W, 3) float32."""
+    color = random.integers(*PAPER, 3)
     picture = Image.new("RGB", (width, height), tuple(color.tolist()))
     draw = ImageDraw.Draw(picture)
     for _ in range(random.integers(4, 13)):
@@ -124,15 +124,7 @@ def _paper(random: np.random.Generator, width: int, height: int) -> tuple[np.nda
             draw.rectangle((x, y, x + dx, y + dy), fill=shade)
         else:
             draw.ellipse((x, y, x + dx, y + dy), outline=shade, width=thickness)
-    return np.array(picture, np.float32), color
-
-
-def _color(random: np.random.Generator, paper: np.ndarray) -> np.ndarray:
-    """A colour whose mean grey level differs enough from the paper's."""
-    while True:
-        color = random.integers(0, 256, 3)
-        if abs(color.mean() - paper.mean()) >= LEAST_CONTRAST:
-            return color
+    return np.array(picture, np.float32)
 
 
 def _free_place(

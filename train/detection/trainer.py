@@ -60,6 +60,15 @@ class DetectionTrainer(Trainer):
         )
         return AugmentedObjects(self.objects.dataset, config.augmentation, config.optimization.seed)
 
+    def set_up(self) -> None:
+        """Checks how many images a forward pass gets."""
+        images = self.batch_order(first_step=0).part_size
+        if self.config.model.detector == "SSDLite" and images < 2:
+            raise ValueError(
+                "SSDLite's BatchNorm needs at least two images in each forward pass; batch_size "
+                f"{self.config.optimization.batch_size} gives {images}."
+            )
+
     def create_network(self) -> EMOv2Detector:
         model, names = self.config.model, self.objects.id2label
         options = {"num_classes": len(names), **model.detector_options()}

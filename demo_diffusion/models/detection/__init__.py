@@ -5,7 +5,7 @@ Read `configuration`, `modeling`, then `backbones` (what the heads get), `anchor
 """
 
 from .configuration import EMOv2DetectorConfig
-from .modeling import EMOv2Detector
+from .modeling import EMOv2Detector, load_detector
 from .presets import create_detector, list_detectors
 
-__all__ = ["EMOv2Detector", "EMOv2DetectorConfig", "create_detector", "list_detectors"]
+__all__ = ["EMOv2Detector", "EMOv2DetectorConfig", "create_detector", "list_detectors", "load_detector"]

@@ -55,7 +55,10 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
             ValueError: if its network has another structure, or its weights are not whole.
         """
         ours = self.detector.backbone.body
-        theirs = EMOv2Backbone.from_pretrained(name_or_path)
+        try:
+            theirs = EMOv2Backbone.from_pretrained(name_or_path)
+        except OSError as error:
+            raise ValueError(_cannot_load("classifier", name_or_path, error)) from error
         fields = {name: (getattr(theirs.config, name), getattr(ours.config, name)) for name in STRUCTURE}
         if different := [f"{name} {a} (ours {b})" for name, (a, b) in fields.items() if _plain(a) != _plain(b)]:
             raise ValueError(f"{name_or_path} is another network than this backbone: {'; '.join(different)}.")
@@ -81,6 +84,23 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
         if self.training:
             check_targets(images, targets, self.config.labels, needs_masks=self.config.detector == "MaskRCNN")
         return self.detector(list(images), None if targets is None else [dict(target) for target in targets])
+
+
+def load_detector(name_or_path: str | Path) -> EMOv2Detector:
+    """A detector in eval mode, from a folder or the hub, for inference.
+
+    Raises:
+        ValueError: with one line, if it cannot be loaded.
+    """
+    try:
+        return EMOv2Detector.from_pretrained(name_or_path).eval().requires_grad_(False)
+    except OSError as error:
+        raise ValueError(_cannot_load("detector", name_or_path, error)) from error
+
+
+def _cannot_load(kind: str, name: str | Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"The {kind} {name} cannot be loaded: {reason} Give a folder that save_pretrained wrote, or a hub id."
 
 
 # What a classifier and a backbone must share for its weights to fit and to mean the same.
