@@ -21,7 +21,7 @@ CARD = """---
 for {num_steps:,} steps of {batch_size}.
 
 ```python
-from demo_diffusion.models.detection import EMOv2Detector
+from demo_diffusion import EMOv2Detector
 
 detector = EMOv2Detector.from_pretrained("{name}").eval()
 found = detector([image])[0]  # a tensor (3, H, W), RGB in [0, 1]; gives boxes, labels, scores
