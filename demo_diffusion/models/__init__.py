@@ -1,9 +1,8 @@
 """The networks.
 
 Read `mobile_block` (i2RMB) and `spanning_attention` first, then `transformer_demo` and `class_conditional` (what D-EMO
-shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `detection` the
-detectors on them, `layers` what several share, and
-`operators` chooses the implementation of each operator.
+shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `detection` the detectors on
+them, `layers` what several share, and `operators` chooses the implementation of each operator.
 """
 
 from .autoencoder_taef2 import AutoencoderTAEF2
