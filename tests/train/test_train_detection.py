@@ -73,7 +73,10 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
     return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
 
 
-@pytest.mark.parametrize("detector", ["SSDLite", "RetinaNet", pytest.param("MaskRCNN", marks=pytest.mark.proof)])
+SLOW = [pytest.param(name, marks=pytest.mark.proof) for name in ("RetinaNet", "MaskRCNN")]
+
+
+@pytest.mark.parametrize("detector", ["SSDLite", *SLOW])
 def test_a_run_leaves_a_detector_and_goes_on_bit_by_bit(detector, tmp_path):
     whole = train(tmp_path / "whole", detector=detector)
     assert {path.name for path in whole.iterdir()} >= {
