@@ -1,12 +1,13 @@
 """The networks.
 
 Read `mobile_block` (i2RMB) and `spanning_attention` first, then `transformer_demo` and `class_conditional` (what D-EMO
-shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `layers` what several share, and
-`operators` chooses the implementation of each operator.
+shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `detection` the detectors on
+them, `layers` what several share, and `operators` chooses the implementation of each operator.
 """
 
 from .autoencoder_taef2 import AutoencoderTAEF2
 from .class_conditional import ClassConditionalTransformer
+from .detection import EMOv2Detector, EMOv2DetectorConfig, create_detector, list_detectors
 from .emov2.auto import register_emov2
 from .emov2.configuration import EMOv2Config
 from .emov2.modeling import EMOv2Backbone, EMOv2ForImageClassification, EMOv2Model
@@ -25,12 +26,16 @@ __all__ = [
     "DiTModel",
     "EMOv2Backbone",
     "EMOv2Config",
+    "EMOv2Detector",
+    "EMOv2DetectorConfig",
     "EMOv2ForImageClassification",
     "EMOv2Model",
     "MobileBlock",
     "MobileMixer",
+    "create_detector",
     "create_emov2",
     "create_transformer",
+    "list_detectors",
     "list_emov2",
     "list_transformers",
     "register_emov2",

@@ -1,4 +1,4 @@
-"""What a run logs, to write and to read: loss.csv and accuracy.csv in its folder."""
+"""What a run logs, to write and to read: loss.csv and accuracy.csv, or precision.csv of detectors, in its folder."""
 
 import csv
 import hashlib
@@ -11,8 +11,9 @@ from pathlib import Path
 from .files import write_text
 from .reading import read_parsed
 
-LOSS_FILE, ACCURACY_FILE = "loss.csv", "accuracy.csv"
+LOSS_FILE, ACCURACY_FILE, PRECISION_FILE = "loss.csv", "accuracy.csv", "precision.csv"
 ACCURACY_COLUMNS = ("step", "top1", "top5")
+PRECISION_COLUMNS = ("step", "AP", "AP50")
 LOSS_COLUMNS = ("step", "loss")  # and any others
 REMEDY = "Bring back a good copy, or move it away: a run that goes on begins it anew."
 
@@ -53,6 +54,21 @@ def add_accuracy(run: Path, step: int, top1: float, top5: float) -> None:
     """Adds a row; rows of this step and later ones, from before the run was resumed, go."""
     rows = [row for row in read_accuracies(run) if row["step"] < step]
     _write(run / ACCURACY_FILE, [*rows, {"step": step, "top1": top1, "top5": top5}], ACCURACY_COLUMNS)
+
+
+def read_precisions(run: Path) -> list[Row]:
+    """Rows of "step", "AP" and "AP50" of the boxes; empty if nothing was measured yet.
+
+    Raises:
+        ValueError: if precision.csv is damaged.
+    """
+    return _read(run / PRECISION_FILE, PRECISION_COLUMNS)
+
+
+def add_precision(run: Path, step: int, ap: float, ap50: float) -> None:
+    """Adds a row; rows of this step and later ones, from before the run was resumed, go."""
+    rows = [row for row in read_precisions(run) if row["step"] < step]
+    _write(run / PRECISION_FILE, [*rows, {"step": step, "AP": ap, "AP50": ap50}], PRECISION_COLUMNS)
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[Row]:

@@ -1,4 +1,5 @@
 """From numbers to what a person reads.
 
-Read `results` (an evaluation from claim to results.json), then `contact_sheet`, `comparison` and `published`.
+Read `results` (an evaluation from claim to results.json), then `contact_sheet`, `comparison`, `detections`
+and `published`.
 """

@@ -12,6 +12,7 @@ from demo_diffusion.eval.studies import (
     loading,
     metric_sensitivity,
     pipeline_overhead,
+    ssd_anchors,
 )
 from demo_diffusion.train.cache_latents import main as cache_latents
 from tests.support.evaluation import pictures
@@ -83,3 +84,11 @@ def test_evaluation_speed(two_sets, random_inception, capsys):
         evaluation_speed.main([str(two_sets[0]), f"--inception_weights={random_inception}", "--rounds=1"])
     rows = rows_of(capsys.readouterr().out)
     assert list(rows) == ["torch-fidelity", "evaluation"] and all(rate > 0 for (rate,) in rows.values())
+
+
+def test_scaled_anchors_fit_large_objects_and_the_authors_small_ones(capsys):
+    ssd_anchors.main(["--count=300"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    shares = {side: (int(theirs[:-1]), int(scaled[:-1])) for side, _, theirs, _, scaled in rows}
+    assert shares["320–480"][0] < 50 and shares["320–480"][1] == 100
+    assert shares["32–96"][0] > shares["32–96"][1]

@@ -1,0 +1,197 @@
+"""SSDLite, RetinaNet and Mask R-CNN on EMOv2: torchvision's heads, losses, matching and post-processing."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from transformers import PreTrainedModel
+
+from demo_diffusion.models.emov2.modeling import EMOv2Backbone
+from demo_diffusion.models.loading import CheckedLoading
+
+from .anchors import SSD_RATIOS, retinanet_anchors, rpn_anchors, ssd_anchors
+from .backbones import mask_rcnn_backbone, retinanet_backbone, ssd_backbone, ssd_norm
+from .configuration import LONGEST_SIDE, EMOv2DetectorConfig
+from .targets import Target, check_images, check_targets
+
+
+class EMOv2Detector(CheckedLoading, PreTrainedModel):
+    """A detector with torchvision's conventions for input and output.
+
+    Images are a list of tensors (3, H, W), RGB in [0, 1], of any and of mixed size; the detector normalises and resizes
+    them, and gives boxes in pixels of the image that it got. Labels begin at `config.first_label`. See `forward`.
+
+    Attributes:
+        detector: torchvision's `SSD`, `RetinaNet` or `MaskRCNN`.
+    """
+
+    config: EMOv2DetectorConfig
+    config_class = EMOv2DetectorConfig
+    base_model_prefix = "detector"
+    main_input_name = "images"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MobileBlock"]
+
+    def __init__(self, config: EMOv2DetectorConfig):
+        super().__init__(config)
+        self.detector = BUILDERS[config.detector](config)
+        for head in _heads_of(self.detector):
+            head.register_forward_hook(_give_float32)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leaves the initial values of torchvision's layers; the backbone has its own."""
+
+    def load_backbone(self, name_or_path: str | Path) -> None:
+        """Takes the backbone's weights from a classifier's folder or hub id; attention windows may have another size.
+
+        Raises:
+            ValueError: if its network has another structure, or its weights are not whole.
+        """
+        ours = self.detector.backbone.body
+        try:
+            theirs = EMOv2Backbone.from_pretrained(name_or_path)
+        except OSError as error:
+            raise ValueError(_cannot_load("classifier", name_or_path, error)) from error
+        fields = {name: (getattr(theirs.config, name), getattr(ours.config, name)) for name in STRUCTURE}
+        if different := [f"{name} {a} (ours {b})" for name, (a, b) in fields.items() if _plain(a) != _plain(b)]:
+            raise ValueError(f"{name_or_path} is another network than this backbone: {'; '.join(different)}.")
+        ours.load_state_dict(theirs.state_dict())
+
+    def forward(self, images: Sequence[torch.Tensor], targets: Sequence[Target] | None = None) -> Any:
+        """Losses in training mode, detections in eval mode.
+
+        Args:
+            images: tensors (3, H, W), RGB in [0, 1].
+            targets: in training, one for each image: "boxes" (N, 4) as x1, y1, x2, y2 in pixels, "labels" (N,) and, for
+                Mask R-CNN, "masks" (N, H, W) of 0 and 1. N may be 0.
+
+        Returns:
+            In training mode, {name: scalar loss}; their sum is the loss. In eval mode, for each image a dict of "boxes"
+            (M, 4), "labels" (M,), "scores" (M,) in descending order and, from Mask R-CNN, "masks" (M, 1, H, W) with the
+            probability that a pixel is the object's.
+
+        Raises:
+            ValueError: if images or targets are not as described.
+        """
+        check_images(images)
+        if self.training:
+            check_targets(images, targets, self.config.labels, needs_masks=self.config.detector == "MaskRCNN")
+        return self.detector(list(images), None if targets is None else [dict(target) for target in targets])
+
+
+def load_detector(name_or_path: str | Path) -> EMOv2Detector:
+    """A detector in eval mode, from a folder or the hub, for inference.
+
+    Raises:
+        ValueError: with one line, if it cannot be loaded.
+    """
+    try:
+        return EMOv2Detector.from_pretrained(name_or_path).eval().requires_grad_(False)
+    except OSError as error:
+        raise ValueError(_cannot_load("detector", name_or_path, error)) from error
+
+
+def _cannot_load(kind: str, name: str | Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"The {kind} {name} cannot be loaded: {reason} Give a folder that save_pretrained wrote, or a hub id."
+
+
+# What a classifier and a backbone must share for its weights to fit and to mean the same.
+STRUCTURE = (
+    "hidden_sizes",
+    "depths",
+    "expansion_ratios",
+    "attention_head_dims",
+    "attention_modes",
+    "kernel_sizes",
+    "norms",
+    "activations",
+    "attend_before_value",
+    "stem_width",
+    "stem_activation",
+    "stem_squeeze_excitation",
+)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _ssdlite(config: EMOv2DetectorConfig) -> SSD:
+    backbone = ssd_backbone(config.backbone_config, **_freeze(config))
+    num_outputs = config.num_classes + 1  # and the background
+    anchors_per_place = [2 + 2 * len(ratios) for ratios in SSD_RATIOS]
+    head = SSDLiteHead(backbone.out_channels, anchors_per_place, num_outputs, ssd_norm)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.001)
+    return SSD(
+        backbone,
+        ssd_anchors(config.image_size, config.scaled_anchors),
+        (config.image_size, config.image_size),
+        num_outputs,
+        head=head,
+        score_thresh=0.02,
+        nms_thresh=0.45,
+        detections_per_img=200,
+        topk_candidates=1000,
+    )
+
+
+def _retinanet(config: EMOv2DetectorConfig) -> RetinaNet:
+    return RetinaNet(
+        retinanet_backbone(config.backbone_config, **_freeze(config)),
+        config.num_classes,
+        **_sides(config),
+        anchor_generator=retinanet_anchors(),
+        detections_per_img=100,
+    )
+
+
+def _mask_rcnn(config: EMOv2DetectorConfig) -> MaskRCNN:
+    return MaskRCNN(
+        mask_rcnn_backbone(config.backbone_config, **_freeze(config)),
+        config.num_classes + 1,
+        **_sides(config),
+        rpn_anchor_generator=rpn_anchors(),
+        rpn_post_nms_top_n_train=1000,
+    )
+
+
+BUILDERS: dict[str, Callable[[EMOv2DetectorConfig], nn.Module]] = {
+    "SSDLite": _ssdlite,
+    "RetinaNet": _retinanet,
+    "MaskRCNN": _mask_rcnn,
+}
+
+
+def _freeze(config: EMOv2DetectorConfig) -> dict[str, bool]:
+    return {"freeze_first_stage": config.freeze_first_stage, "freeze_batch_norm": config.freeze_batch_norm}
+
+
+def _sides(config: EMOv2DetectorConfig) -> dict[str, int]:
+    """The shorter side of the images in pixels, and the longer one at most."""
+    return {"min_size": config.image_size, "max_size": round(config.image_size * LONGEST_SIDE)}
+
+
+def _heads_of(detector: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs become boxes, scores and losses."""
+    if isinstance(detector, MaskRCNN):
+        return [detector.rpn.head, detector.roi_heads.box_predictor, detector.roi_heads.mask_predictor]
+    return [detector.head]
+
+
+def _give_float32(head: nn.Module, inputs: tuple, outputs: Any) -> Any:
+    """Boxes and losses need float32 under autocast too: bfloat16 would round boxes to whole pixels and worse."""
+    if isinstance(outputs, dict):
+        return {name: _give_float32(head, inputs, value) for name, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return type(outputs)(_give_float32(head, inputs, value) for value in outputs)
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs

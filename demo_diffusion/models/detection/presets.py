@@ -1,0 +1,96 @@
+"""The named detectors, and how to create one."""
+
+from pathlib import Path
+
+from demo_diffusion.models.emov2.presets import PRESETS, emov2_config
+
+from .configuration import STAGES, EMOv2DetectorConfig
+from .modeling import EMOv2Detector
+
+IMAGE_SIZES = {"SSDLite": 320, "RetinaNet": 800, "MaskRCNN": 800}
+FREEZES_FIRST_STAGE = {"SSDLite": False, "RetinaNet": True, "MaskRCNN": True}
+WINDOW_SIZE = 10  # of the paper's detectors, at any image size
+
+
+def list_detectors() -> list[str]:
+    """Names that `create_detector` knows; each goes with every name of `list_emov2()`."""
+    return list(STAGES)
+
+
+def detector_config(
+    name: str,
+    backbone: str = "EMOv2-5M",
+    *,
+    num_classes: int = 80,
+    image_size: int | None = None,
+    scaled_anchors: bool = False,
+    id2label: dict[int, str] | None = None,
+    freeze_first_stage: bool = False,
+    freeze_batch_norm: bool = False,
+    **backbone_overrides,
+) -> EMOv2DetectorConfig:
+    """The configuration of a named detector; arguments and errors are those of `create_detector`."""
+    if name not in STAGES:
+        raise ValueError(f"Unknown detector {name!r}; known are {', '.join(STAGES)}.")
+    if backbone not in PRESETS:
+        raise ValueError(f"Unknown backbone {backbone!r}; known are {', '.join(PRESETS)}.")
+    return EMOv2DetectorConfig(
+        detector=name,
+        backbone_config=emov2_config(backbone, **{"window_size": WINDOW_SIZE, **backbone_overrides}),
+        num_classes=num_classes,
+        image_size=IMAGE_SIZES[name] if image_size is None else image_size,
+        scaled_anchors=scaled_anchors,
+        freeze_first_stage=freeze_first_stage,
+        freeze_batch_norm=freeze_batch_norm,
+        id2label=id2label,
+    )
+
+
+def create_detector(
+    name: str,
+    backbone: str = "EMOv2-5M",
+    *,
+    num_classes: int = 80,
+    image_size: int | None = None,
+    scaled_anchors: bool = False,
+    id2label: dict[int, str] | None = None,
+    backbone_weights: str | Path | None = None,
+    freeze_first_stage: bool | None = None,
+    freeze_batch_norm: bool | None = None,
+    **backbone_overrides,
+) -> EMOv2Detector:
+    """A detector with newly initialised weights, or on a trained classifier's.
+
+    Args:
+        name: one of `list_detectors()`.
+        backbone: one of `list_emov2()`.
+        num_classes: number of classes without the background.
+        image_size: side in pixels, see `EMOv2DetectorConfig`; None: 320 for SSDLite, 800 for the others.
+        scaled_anchors: SSDLite's anchors grow with the image size.
+        id2label: {label: name of the class}; labels begin at 0 for RetinaNet and at 1 for the others.
+        backbone_weights: folder or hub id of a classifier to start from.
+        freeze_first_stage, freeze_batch_norm: see `EMOv2DetectorConfig`. None: as in the paper if there are
+            `backbone_weights`, else False, because new weights must be trained.
+        backbone_overrides: fields of `EMOv2Config` that differ from the preset, e.g. `window_size=7` (10 by default).
+
+    Raises:
+        ValueError: if a name, a field or the weights are not fit.
+    """
+    is_pretrained = backbone_weights is not None
+    if freeze_first_stage is None:
+        freeze_first_stage = is_pretrained and FREEZES_FIRST_STAGE.get(name, False)
+    config = detector_config(
+        name,
+        backbone,
+        num_classes=num_classes,
+        image_size=image_size,
+        scaled_anchors=scaled_anchors,
+        id2label=id2label,
+        freeze_first_stage=freeze_first_stage,
+        freeze_batch_norm=is_pretrained if freeze_batch_norm is None else freeze_batch_norm,
+        **backbone_overrides,
+    )
+    detector = EMOv2Detector(config)
+    if is_pretrained:
+        detector.load_backbone(backbone_weights)
+    return detector
