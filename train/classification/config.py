@@ -127,7 +127,7 @@ class ClassificationTrainingConfig:
         check_options(self)
         check_common(self.optimization)
         emov2_config(self.model.model, **self.model.overrides())
-        _check_length(self.optimization)
+        check_length(self.optimization)
         _check_images(self.data, self.augmentation)
 
 
@@ -140,7 +140,8 @@ def parse_config(arguments: list[str] | None = None) -> ClassificationTrainingCo
     return read_config(ClassificationTrainingConfig, arguments)
 
 
-def _check_length(config: ClassificationOptimizationConfig) -> None:
+def check_length(config: ClassificationOptimizationConfig) -> None:
+    """Raises ValueError unless the length is given once, in epochs or in steps, and the warm-up fits."""
     if (config.epochs is None) == (config.num_steps is None):
         raise ValueError(
             f"epochs is {config.epochs} and num_steps is {config.num_steps}; give exactly one of them (--epochs none "

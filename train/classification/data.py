@@ -1,17 +1,14 @@
 """Images for a classifier: augmented images to train on, processed images to measure on."""
 
 import dataclasses
-import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion.data.images import LabelledImages, load_images
 from demo_diffusion.data.raw_images import RawImages
+from demo_diffusion.train.engine.random_state import random_state_of
 
 from .config import AugmentationConfig, ClassificationDataConfig
 
@@ -56,22 +53,6 @@ class AugmentedImages(Dataset):
         image, label = self.images[index]
         with random_state_of(self.seed, epoch, index):
             return self.transform(image), label
-
-
-@contextmanager
-def random_state_of(*key: int) -> Iterator[None]:
-    """Seeds Python's, NumPy's and PyTorch's (CPU) generators by `key` inside, and restores their states afterwards."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])  # noqa: NPY002 (timm draws from it)
-    torch.default_generator.manual_seed(int(words[2]))
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(pytorch)
 
 
 def load_validation_images(config: ClassificationDataConfig, images: LabelledImages) -> LabelledImages:

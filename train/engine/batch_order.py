@@ -1,7 +1,7 @@
 """Which samples a process reads, and in which order: a pure function of seed, step and rank."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -82,11 +82,16 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def batches(samples: Dataset, order: BatchOrder, num_workers: int) -> DataLoader:
-    """A loader for `samples`, whose keys are (index, epoch), in the given order."""
+def batches(samples: Dataset, order: BatchOrder, num_workers: int, collate: Callable | None = None) -> DataLoader:
+    """A loader for `samples`, whose keys are (index, epoch), in the given order.
+
+    Args:
+        collate: makes a batch of a list of samples; None: PyTorch's default.
+    """
     return DataLoader(
         samples,
         batch_sampler=order,
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,

@@ -14,7 +14,12 @@ class OptimizationConfig:
     batch_size: int = option(256, "samples a step, over all processes and accumulation steps", above=0)
     gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch", above=0)
     learning_rate: float = option(1e-4, "peak learning rate", above=0)
-    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option("constant", "after warm-up")
+    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "flat_cosine"] = option(
+        "constant", "after warm-up; flat_cosine is constant for the first half of the run"
+    )
+    lr_stairs: int = option(
+        0, "flat_cosine changes the rate so many times in a run, as once an epoch; 0: every step", least=0
+    )
     warmup_steps: int = option(0, "steps of linear warm-up (not with 'constant')", least=0)
     weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
     max_grad_norm: float | None = option(None, "clip the gradient to this norm; None: do not", above=0)
@@ -53,5 +58,7 @@ def check_common(optimization: OptimizationConfig) -> None:
     decays = optimization.ema_decays
     if len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
         raise ValueError(f"The decays of the moving averages are {decays}; they must be different and in [0, 1).")
+    if optimization.lr_stairs and optimization.lr_schedule != "flat_cosine":
+        raise ValueError(f"lr_stairs is {optimization.lr_stairs}; it is for lr_schedule 'flat_cosine' alone.")
     if optimization.warmup_steps and optimization.lr_schedule == "constant":
         raise ValueError("lr_schedule 'constant' has no warm-up; use 'constant_with_warmup' or warmup_steps 0.")

@@ -139,7 +139,7 @@ def _checked_sections(text: str) -> dict[str, dict]:
 def changed_settings(saved: dict, config: object) -> list[str]:
     """The differences that make `config` another run than the saved one, as texts."""
     changed = []
-    depends_on_length = config.optimization.lr_schedule in ("linear", "cosine")
+    depends_on_length = config.optimization.lr_schedule in ("linear", "cosine", "flat_cosine")
     for section, settings in vars(config).items():
         if section == "run":
             continue

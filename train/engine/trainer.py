@@ -4,13 +4,12 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
-from diffusers.optimization import get_scheduler
+from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
@@ -26,6 +25,7 @@ from .failures import FAILURES, keep_traceback, what_failed
 from .finite_steps import RunningStatistics, diagnosis
 from .moving_averages import MovingAverages, whole
 from .run_folder import RunFolder
+from .schedules import create_lr_scheduler
 from .stop_request import StopRequest
 
 
@@ -34,7 +34,7 @@ class Trainer(ABC):
 
     A family of tasks writes a subclass that answers four questions, each with one method: `load_data` (which data),
     `create_network` (which network), `loss` (what loss) and `finish` (what a run leaves). It may also override
-    `set_up`, `draw`, `look`, `compile`, `checkpoint_activations` and `parameter_groups`. `run` is the loop.
+    `set_up`, `draw`, `look`, `collate`, `compile`, `checkpoint_activations` and `parameter_groups`. `run` is the loop.
 
     Everything random is a function of the seed, the step and the place in the batch; in layers such as drop path it is
     a function of the process and the accumulation step too. A run that stopped anywhere therefore continues as if it
@@ -85,12 +85,7 @@ class Trainer(ABC):
         optimizer = torch.optim.AdamW(
             self.parameter_groups(network), lr=optimization.learning_rate, weight_decay=optimization.weight_decay
         )
-        lr_scheduler = get_scheduler(
-            optimization.lr_schedule,
-            optimizer,
-            num_warmup_steps=optimization.warmup_steps,
-            num_training_steps=self.num_steps,
-        )
+        lr_scheduler = create_lr_scheduler(optimization, optimizer, self.num_steps)
 
         # The same, divided among processes.
         configure_deepspeed(self.accelerator, part_size, optimization.mixed_precision)
@@ -105,7 +100,7 @@ class Trainer(ABC):
     def load_data(self) -> Dataset:
         """Which data: returns a dataset whose keys are (index, epoch), for augmentations that change every epoch.
 
-        Its items are tuples of tensors or numbers; the default collation makes a batch of them.
+        Its items are tuples of tensors or numbers; the default collation, or `collate`, makes a batch of them.
 
         Raises:
             ValueError: if data are missing or do not fit the config.
@@ -171,6 +166,9 @@ class Trainer(ABC):
         """Parameters, or groups of them, for the optimizer."""
         return [p for p in network.parameters() if p.requires_grad]
 
+    # Makes a batch of a list of the dataset's items, for items that do not stack; None: PyTorch's default collation.
+    collate: Callable[[list], Sequence] | None = None
+
     @property
     def num_steps(self) -> int:
         return self.config.optimization.num_steps
@@ -193,7 +191,7 @@ class Trainer(ABC):
         self.progress = progress = self.resume()
         self._start_records()
         self.order = self.batch_order(progress.step)
-        loader = batches(self.samples, self.order, self.config.data.num_workers)
+        loader = batches(self.samples, self.order, self.config.data.num_workers, self.collate)
         seconds, logged_step, is_stopped = 0.0, progress.step, False
         is_quiet = not accelerator.is_main_process
 
@@ -322,7 +320,7 @@ class Trainer(ABC):
         device, parts = self.accelerator.device, self.order.accumulation_steps
         total = torch.zeros((), device=device)
         for number in range(parts):
-            batch = [x.to(device, non_blocking=True) for x in next(self.iterator)]
+            batch = send_to_device(next(self.iterator), device, non_blocking=True)
             part = {name: value[self.order.part(number)] for name, value in draws.items()}
             layer_seed = self._seed(self.progress.step, number, self.accelerator.process_index)
             set_seed(layer_seed % 2**32)  # for layers such as drop path
