@@ -7,24 +7,28 @@ from demo_diffusion.cli.options import Option, options_of
 from demo_diffusion.eval.classify import ClassifyConfig
 from demo_diffusion.eval.detect import DetectConfig
 from demo_diffusion.eval.evaluate import EvaluationConfig
+from demo_diffusion.eval.segment import SegmentConfig
 from demo_diffusion.train.classification.config import ClassificationTrainingConfig
 from demo_diffusion.train.detection.config import DetectionTrainingConfig
 from demo_diffusion.train.diffusion.config import DiffusionTrainingConfig
 from demo_diffusion.train.latents.config import CacheConfig
+from demo_diffusion.train.segmentation.config import SegmentationTrainingConfig
 
 TARGET = Path(__file__).parent / "reference/options.md"
 COMMANDS = {
     "train/train_demo.py": DiffusionTrainingConfig,
     "train/train_emov2.py": ClassificationTrainingConfig,
     "train/train_detection.py": DetectionTrainingConfig,
+    "train/train_segmentation.py": SegmentationTrainingConfig,
     "train/cache_latents.py": CacheConfig,
     "eval/evaluate.py": EvaluationConfig,
     "eval/classify.py": ClassifyConfig,
     "eval/detect.py": DetectConfig,
+    "eval/segment.py": SegmentConfig,
 }
 INTRODUCTION = """# Options
 
-Made from the code by `python docs/make_options.py`. The three trainings take `--config FILE.yaml`, with the sections
+Made from the code by `python docs/make_options.py`. The trainings take `--config FILE.yaml`, with the sections
 below, and every field as an option (`--num_steps 500`). In `model` a field without a default keeps the preset's value.
 `none` undoes what a file sets, where that is allowed (`--vae none`). `--help` of the other commands prints theirs.
 """

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import operators
-from .layers.conv_norm import DepthwiseConvNorm
+from .layers.conv_norm import DepthwiseConvLayerNorm, DepthwiseConvNorm
 from .layers.folding import FoldableLinear, is_folded
 from .layers.window_positions import create_window_position
-from .operators import ACTIVATIONS, add, silu
+from .operators import ACTIVATIONS, add, gelu, silu
 from .spanning_attention import ATTENTION_MODES, pad_to_windows
 
 
@@ -33,6 +33,8 @@ class MobileMixer(nn.Module):
         window_position: position inside the windows, None or a name that `create_window_position` knows.
         attend_before_value: EMOv1's order, z = act(Linear(attention(q, k, input))); heads then split the input.
         batch_norm: BatchNorm after the convolution; False: the convolution has a bias instead.
+        conv_layer_norm: LayerNorm and GELU after the convolution, in place of BatchNorm and SiLU (U-EMO).
+        skip: the sum has its first term; None: where the stride is 1.
 
     Raises:
         ValueError: if a setting is not among those allowed.
@@ -54,6 +56,8 @@ class MobileMixer(nn.Module):
         window_position: str | None = None,
         attend_before_value: bool = False,
         batch_norm: bool = True,
+        conv_layer_norm: bool = False,
+        skip: bool | None = None,
     ):
         super().__init__()
         self.hidden_channels = hidden_channels = int(in_channels * expansion_ratio)
@@ -62,7 +66,8 @@ class MobileMixer(nn.Module):
         _check_convolution(kernel_size, stride, attention_mode)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be one of {sorted(ACTIVATIONS)}.")
-        self.skip = stride == 1
+        self.skip = stride == 1 if skip is None else skip
+        self.conv_layer_norm = conv_layer_norm
         self.num_heads = num_heads
         self.attention_mode = attention_mode
         self.window_size = window_size
@@ -76,7 +81,10 @@ class MobileMixer(nn.Module):
                 self.query_norm, self.key_norm = nn.RMSNorm(head_dim, eps), nn.RMSNorm(head_dim, eps)
             self.window_position = create_window_position(window_position, num_heads, head_dim, window_size)
         self.v = FoldableLinear(in_channels, hidden_channels)
-        self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps, batch_norm)
+        if conv_layer_norm:
+            self.conv_local = DepthwiseConvLayerNorm(hidden_channels, kernel_size, stride, eps)
+        else:
+            self.conv_local = DepthwiseConvNorm(hidden_channels, kernel_size, stride, eps, batch_norm)
         self.proj = FoldableLinear(hidden_channels, out_channels, bias=False)
 
     @operators.in_parts
@@ -85,7 +93,11 @@ class MobileMixer(nn.Module):
         # 1. Values, mixed by window attention where the block attends.
         z = self.attend(tokens, rotary) if self.attention_mode != "none" else self.activation(self.v(tokens))
         # 2. z + SiLU(BatchNorm(DepthwiseConv(z))); without the first term where the stride is 2.
-        z = operators.add_conv_norm_silu(z, self.conv_local) if self.skip else silu(self.conv_local(z))
+        if self.conv_layer_norm:
+            update = gelu(self.conv_local(z))
+            z = add(update, z) if self.skip else update
+        else:
+            z = operators.add_conv_norm_silu(z, self.conv_local) if self.skip else silu(self.conv_local(z))
         # 3. To the width of the output.
         return self.proj(z)
 
@@ -116,7 +128,9 @@ NORMS = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm}
 
 
 class MobileBlock(nn.Module):
-    """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)); with stride 2 there is no skip.
+    """The i2RMB of EMOv2: x + gamma · MobileMixer(norm(x)).
+
+    Where the stride is 2 or the width changes there is neither this skip nor the mixer's.
 
     Shapes: (B, H, W, in_channels) -> (B, ⌈H / stride⌉, ⌈W / stride⌉, out_channels).
 
@@ -144,17 +158,12 @@ class MobileBlock(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}; it must be one of {sorted(NORMS)}.")
-        if stride == 1 and in_channels != out_channels:
-            raise ValueError(
-                f"A block with a skip keeps its width; got in_channels={in_channels}, out_channels={out_channels}. "
-                "Use stride=2 to change the width."
-            )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path is {drop_path}; it must be a probability below 1.")
-        self.skip = stride == 1
+        self.skip = stride == 1 and in_channels == out_channels
         self.drop_path = drop_path
         self.norm = NORMS[norm](in_channels, eps=eps)
-        self.mixer = MobileMixer(in_channels, out_channels, stride=stride, eps=eps, **mixer_config)
+        self.mixer = MobileMixer(in_channels, out_channels, stride=stride, eps=eps, skip=self.skip, **mixer_config)
         self.gamma = None
         if layer_scale_init is not None:
             self.gamma = nn.Parameter(torch.full((out_channels,), layer_scale_init))

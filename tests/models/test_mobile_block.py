@@ -157,8 +157,9 @@ def test_wrong_settings_are_named(config, message):
         MobileMixer(16, 16, **{"num_heads": 2, **config})
 
 
-def test_block_with_skip_keeps_its_width():
-    with pytest.raises(ValueError, match="stride=2"):
-        MobileBlock(8, 16)
+def test_a_block_that_changes_the_width_has_no_skip():
+    block, x = MobileBlock(8, 16, layer_scale_init=0.0, window_size=2), torch.randn(1, 4, 4, 8)
+    assert not block.skip and not block.mixer.skip and not block(x).any()
+    assert MobileBlock(8, 8).skip and MobileBlock(8, 8).mixer.skip
     with pytest.raises(ValueError, match="'group'"):
         MobileBlock(8, 8, norm="group")

@@ -79,3 +79,23 @@ class DepthwiseConvNorm(ConvNorm):
 
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
         return depthwise_conv(x, self.conv)
+
+
+class DepthwiseConvLayerNorm(nn.Module):
+    """LayerNorm over channels of DepthwiseConv(x), the convolution without bias (U-EMO).
+
+    Shapes: (B, H, W, C) -> (B, ⌈H / stride⌉, ⌈W / stride⌉, C).
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, eps: float = 1e-6):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels, bias=False
+        )
+        self.norm = nn.LayerNorm(channels, eps=eps)
+
+    def fuse(self) -> None:
+        """Nothing: LayerNorm depends on its input and cannot be folded."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(depthwise_conv(tokens.permute(0, 3, 1, 2), self.conv).permute(0, 2, 3, 1))
