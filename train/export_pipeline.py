@@ -7,10 +7,11 @@ processes. Opens the run's data (for the label names) and its autoencoder again.
 import argparse
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.records.files import write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.run_records import read_losses

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
