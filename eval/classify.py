@@ -77,9 +77,8 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
     """The measurement and what made it.
 
     Raises:
-        ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
+        ValueError: if model and dataset cannot be read or do not fit together.
     """
-    config.check()
     model, processor = load_classifier(config.model)
     images = open_samples(config, model)
     change_crop(processor, config.resolution, config.crop_pct)
@@ -102,6 +101,7 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     config = OptionParser(ClassifyConfig, description=__doc__).read(arguments)
+    config.check()
     state = PartialState(cpu=not torch.cuda.is_available())
     with hold_target(config.out and Path(config.out)):
         results = classify(config, state)

@@ -52,7 +52,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
 
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
-        write_model_card(run, folder, config, data.dataset, read_losses(run, done), done)
+        write_model_card(run, folder, config, data.dataset, read_losses(run, done), done, decay)
 
     write_whole(out, write)
     print(f"Wrote {out}: step {done}, moving average {decay}.")
