@@ -1,6 +1,10 @@
 """Open implementation of D-EMO: class-conditional diffusion with the i2RMB block of EMOv2 (arXiv 2412.06674)."""
 
+# ruff: isort: off
+from . import _start  # noqa: F401 (before the others, which take seconds)
 from ._version import __version__
+
+# ruff: isort: on
 from .models import (
     DEMOTransformer2DModel,
     DiTModel,

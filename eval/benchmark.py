@@ -18,16 +18,18 @@ import itertools
 import platform
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 
 from demo_diffusion import create_transformer
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.eval.speed.classifiers import MODES as CLASSIFIER_MODES
 from demo_diffusion.eval.speed.classifiers import check_names, compare_classifiers
 from demo_diffusion.eval.speed.measurements import COMPILED, compare_networks
 from demo_diffusion.eval.speed.report import write_classifiers
 from demo_diffusion.eval.speed.workloads import CANDIDATES, DTYPES, REFERENCE
 from demo_diffusion.records.files import check_output_file
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.tables import markdown_table
 
 COMMANDS = {
@@ -144,17 +146,20 @@ def _check_networks(options: argparse.Namespace) -> None:
         raise ValueError("--tune_malloc needs glibc.")
 
 
-@one_line_for_mistakes()
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    if options.command != "classifiers":
-        return compare_networks(options)
+def _compare_classifiers(options: argparse.Namespace) -> None:
     settings = {name: value for name, value in vars(options).items() if name not in ("command", "out")}
     rows, results = compare_classifiers(**{name: value for name, value in settings.items() if name != "threads"})
     print(markdown_table(rows))
     if options.out is not None:
         write_classifiers(options.out, settings, results)
+
+
+@one_line_for_mistakes()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    with hold_target(options.out):
+        _compare_classifiers(options) if options.command == "classifiers" else compare_networks(options)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.data.listing import known_order
@@ -26,6 +27,7 @@ from demo_diffusion.eval.metrics.accuracy import Accuracy, change_crop, measure_
 from demo_diffusion.eval.samples.image_sources import RawSamples
 from demo_diffusion.models.classifiers import check_classes, load_classifier
 from demo_diffusion.records.files import check_output_file, write_json
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import file_hash, state_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -75,9 +77,8 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
     """The measurement and what made it.
 
     Raises:
-        ValueError: if an option is not fit, or model and dataset cannot be read or do not fit together.
+        ValueError: if model and dataset cannot be read or do not fit together.
     """
-    config.check()
     model, processor = load_classifier(config.model)
     images = open_samples(config, model)
     change_crop(processor, config.resolution, config.crop_pct)
@@ -100,12 +101,14 @@ def classify(config: ClassifyConfig, state: PartialState) -> dict:
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     config = OptionParser(ClassifyConfig, description=__doc__).read(arguments)
+    config.check()
     state = PartialState(cpu=not torch.cuda.is_available())
-    results = classify(config, state)
-    if state.is_main_process:
-        print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))
-        if config.out is not None:
-            write_json(Path(config.out), results)
+    with hold_target(config.out and Path(config.out)):
+        results = classify(config, state)
+        if state.is_main_process:
+            print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))
+            if config.out is not None:
+                write_json(Path(config.out), results)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from demo_diffusion.cli.command import one_line_for_mistakes
+
 from demo_diffusion.eval.reports.comparison import (
     ScoredRun,
     classifier_summary,
@@ -25,6 +26,7 @@ from demo_diffusion.eval.reports.comparison import (
 )
 from demo_diffusion.records.figures import PLOT_FORMATS, save_accuracy_curves, save_loss_curves, save_score_curves
 from demo_diffusion.records.files import check_output_file
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.run_records import read_accuracies, read_losses
 from demo_diffusion.records.tables import markdown_table
 
@@ -66,15 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
     scored = read_scores(options, metrics) if metrics else []
     tables = [rows, compare_scores(scored) if scored else []]
     print("\n\n".join(markdown_table(table) for table in tables if table))
-    if metric is not None:
-        save_score_curves(options.out, score_panels(scored, metric), metric)
-    elif options.plot == "accuracy":
-        names = [f"{run.name} ({row['network']})" for run, row in zip(runs, rows, strict=True)]
-        save_accuracy_curves(options.out, dict(zip(names, map(read_accuracies, runs), strict=True)))
-    else:
-        kinds = [", ".join(row[name] for name in ("network", "objective") if name in row) for row in rows]
-        names = [f"{run} ({kind})" for run, kind in zip(runs, kinds, strict=True)]
-        save_loss_curves(options.out, dict(zip(names, map(read_losses, runs), strict=True)))
+    with hold_target(options.out):
+        if metric is not None:
+            save_score_curves(options.out, score_panels(scored, metric), metric)
+        elif options.plot == "accuracy":
+            names = [f"{run.name} ({row['network']})" for run, row in zip(runs, rows, strict=True)]
+            save_accuracy_curves(options.out, dict(zip(names, map(read_accuracies, runs), strict=True)))
+        else:
+            kinds = [", ".join(row[name] for name in ("network", "objective") if name in row) for row in rows]
+            names = [f"{run} ({kind})" for run, kind in zip(runs, kinds, strict=True)]
+            save_loss_curves(options.out, dict(zip(names, map(read_losses, runs), strict=True)))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from accelerate import PartialState
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference

@@ -8,14 +8,16 @@ python eval/reference.py --dataset uoft-cs/cifar10 --split test --resolution 32 
 import argparse
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.data.images import DataConfig, load_images
 from demo_diffusion.eval.features.extractors import EXTRACTORS, create_extractor
 from demo_diffusion.eval.features.reference import Reference, reference_of, reference_of_adm
 from demo_diffusion.eval.samples.image_sources import RealFolder, TrainingImages
 from demo_diffusion.records.files import check_output_file
+from demo_diffusion.records.folder_lock import hold_target
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -39,7 +41,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_reference(options: argparse.Namespace) -> Reference:
     """Raises a ValueError if the options or the images are not fit."""
-    check_output_file(options.out, (".npz",), make_parents=True)
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if options.adm is None and (options.resolution is None or options.resolution < 1):
@@ -61,8 +62,10 @@ def make_reference(options: argparse.Namespace) -> Reference:
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    reference = make_reference(options)
-    reference.save(options.out)
+    check_output_file(options.out, (".npz",), make_parents=True)
+    with hold_target(options.out):
+        reference = make_reference(options)
+        reference.save(options.out)
     print(f"Wrote {options.out}: {reference.extractor} statistics and {len(reference.features):,} images.")
 
 

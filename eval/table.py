@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from demo_diffusion.cli.command import one_line_for_mistakes
+
 from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
 from demo_diffusion.records.tables import markdown_table

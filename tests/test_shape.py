@@ -23,7 +23,7 @@ FOLDERS = {
     "demo_diffusion": "demo_diffusion",
 }
 FLOORS = (
-    ("checks", "kernels", "records", "cli", "_version"),
+    ("checks", "kernels", "records", "cli", "_version", "_start"),
     ("models", "objectives", "schedulers", "flops"),
     ("data",),
     ("pipelines",),

@@ -5,10 +5,11 @@ draw from it anew in each epoch. The same command, with any number of processes,
 with the same latents, bit for bit.
 """
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from accelerate import PartialState
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser
 from demo_diffusion.records.folder_lock import hold_folder
 from demo_diffusion.train.latents.cache import LatentCache

@@ -7,10 +7,11 @@ processes. Opens the run's data (for the label names) and its autoencoder again.
 import argparse
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from safetensors.torch import load_file
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.records.files import write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.run_records import read_losses
@@ -51,7 +52,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
 
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
-        write_model_card(run, folder, config, data.dataset, read_losses(run, done), done)
+        write_model_card(run, folder, config, data.dataset, read_losses(run, done), done, decay)
 
     write_whole(out, write)
     print(f"Wrote {out}: step {done}, moving average {decay}.")

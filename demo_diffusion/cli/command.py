@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from demo_diffusion._start import INTERRUPTED, raise_on_ctrl_c
 from demo_diffusion.records.printable import printable_lines
 
-INTERRUPTED = 128 + 2  # the exit status of what SIGINT ends
 MISTAKES = (ValueError, OSError)  # what a wrong option, file or folder raises
 
 
@@ -24,6 +24,7 @@ def one_line_for_mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iter
     Args:
         kinds: exceptions that are a user's mistakes here. Others pass.
     """
+    raise_on_ctrl_c()
     try:
         yield
     except kinds as error:

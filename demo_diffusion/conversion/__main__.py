@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import spell_with_underscores
 from demo_diffusion.records.files import check_output_folder, write_whole
 from demo_diffusion.records.folder_lock import hold_target

@@ -4,13 +4,14 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.cli.options import option
 
 from .listing import ClassOrder, class_folders, image_files, natural_order

@@ -1,5 +1,6 @@
 """Any image classifier that transformers loads, timm's included, by name."""
 
+import warnings
 from collections.abc import Sequence
 
 from PIL import Image
@@ -79,7 +80,11 @@ def expected_input(processor: BaseImageProcessor) -> tuple[tuple[int, int], list
 
 
 def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None:
-    """Raises a ValueError if a model's classes are not the data's: another number, or a class at another place."""
+    """Checks that a model's classes are the data's. It warns of names that the model does not have.
+
+    Raises:
+        ValueError: if there is another number of classes, or one is at another place.
+    """
     labels = {int(index): label for index, label in model.config.id2label.items()}
     if len(labels) != len(id2label):
         raise ValueError(f"{name} has {len(labels)} classes, the data {len(id2label)}; they must be the same.")
@@ -94,3 +99,9 @@ def check_classes(name: str, model: nn.Module, id2label: dict[int, str]) -> None
             raise ValueError(
                 f"{name} has the class {label!r} at {places[label]}, the data at {index}; the order must be the same."
             )
+    if unknown := [label for label in id2label.values() if label not in places]:
+        warnings.warn(
+            f"{name} does not name {len(unknown)} of the data's {len(id2label)} classes, {unknown[0]!r} for one. "
+            "Classes are taken by their numbers: their order must be the same.",
+            stacklevel=2,
+        )

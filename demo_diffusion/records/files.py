@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and read with an error that names them."""
 
+import glob
 import json
 import os
 import re
@@ -66,12 +67,16 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     write_whole(path, write)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Removes what killed processes were writing into a folder. Only before any process writes.
 
     What `write_whole` had moved aside for a new one comes back. Files of others are not touched, whatever their names.
+
+    Args:
+        name: of the one file or folder that they were writing; None: whatever they were writing.
     """
-    for leftover in filter(is_leftover, list(folder.glob("*.partial"))):
+    pattern = "*.partial" if name is None else f"{glob.escape(name + MARK)}*.partial"
+    for leftover in filter(is_leftover, list(folder.glob(pattern))):
         target = folder / PARTIAL.fullmatch(leftover.name).group(1)
         if (leftover / EARLIER).exists() and not target.exists():
             os.replace(leftover / EARLIER, target)

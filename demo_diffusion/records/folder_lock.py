@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list, get_int_from_env
 from filelock import FileLock, Timeout
 
-from .files import check_output_folder, read_json, write_json
+from .files import check_output_folder, read_json, remove_leftovers, write_json
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 20.0, 300.0
 GRACE_SECONDS = 3.0  # a killed process holds its lock until the system has freed its memory
@@ -56,9 +56,18 @@ def check_free(folder: Path) -> None:
 
 
 @contextmanager
-def hold_target(target: Path) -> Iterator[None]:
-    """As `hold_folder`, for a file or folder that appears whole at the end; its lock is beside it."""
-    with _hold(target.absolute().parent / f".{target.name}{LOCK_NAME}", target):
+def hold_target(target: Path | None) -> Iterator[None]:
+    """As `hold_folder`, for a file or folder that appears whole at the end; its lock is beside it.
+
+    What a killed command left of it is removed. Without a target nothing is held.
+    """
+    if target is None:
+        yield
+        return
+    folder = target.absolute().parent
+    with _hold(folder / f".{target.name}{LOCK_NAME}", target):
+        if get_int_from_env(RANKS, 0) == 0:
+            remove_leftovers(folder, target.name)
         yield
 
 

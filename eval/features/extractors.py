@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.records.hashes import state_hash
 
 SPATIAL_CHANNELS = 7  # sFID (ADM's evaluator) takes this many channels of a middle layer

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 from torch.utils.data import Dataset
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.records.files import write_json
 

@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 import torch._inductor.config
 from torch import nn
 
 from demo_diffusion import create_emov2, list_emov2
-from demo_diffusion.cli.command import require_packages
 
 from .timing import Clock, ratio_to, time_in_turns
 

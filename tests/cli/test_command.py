@@ -4,9 +4,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from demo_diffusion.cli.command import one_line_for_mistakes, require_packages
+
 import pytest
 
-from demo_diffusion.cli.command import one_line_for_mistakes, require_packages
 from demo_diffusion.cli.options import OptionParser, option
 
 

@@ -171,7 +171,17 @@ def test_numbered_folders_out_of_order_are_not_taken_for_other_classes():
     model.config.id2label = dict(enumerate(names))
     check_classes("the classifier", model, dict(enumerate(names)))
     model.config.id2label = {i: f"animal {i}" for i in range(11)}
-    check_classes("the classifier", model, {i: f"{i:02d}" for i in range(11)})
+    with pytest.warns(UserWarning, match="does not name 11 of the data's 11 classes, '00' for one.* by their numbers"):
+        check_classes("the classifier", model, {i: f"{i:02d}" for i in range(11)})
+
+
+def test_a_class_that_a_model_does_not_name_is_said(recwarn):
+    model = tiny_emov2("EMOv2-1M", num_labels=3)
+    model.config.id2label = {0: "bird", 1: "cat", 2: "dog"}
+    check_classes("the classifier", model, {0: "bird", 1: "cat", 2: "dog"})
+    assert len(recwarn) == 0
+    with pytest.warns(UserWarning, match="does not name 1 of the data's 3 classes, 'cats' for one"):
+        check_classes("the classifier", model, {0: "bird", 1: "cats", 2: "dog"})
 
 
 ORDERS = {  # each in its natural order

@@ -15,9 +15,6 @@ from tests.support.processes import Child
 pytestmark = pytest.mark.forks
 
 
-HOLDING = [name for name, command in COMMANDS.items() if command.hold]
-
-
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch):
     monkeypatch.setattr(folder_lock, "GRACE_SECONDS", 0)
@@ -40,10 +37,10 @@ def error_line(output: str) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("name", HOLDING)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_refused_while_another_writes_there(tmp_path, ground, name):
     command, out = COMMANDS[name], tmp_path / "out"
-    if name == "conversion to official":
+    if not command.makes_folder:
         out.mkdir()
     with command.hold(out):
         before = files_of(tmp_path)
@@ -52,18 +49,24 @@ def test_a_command_is_refused_while_another_writes_there(tmp_path, ground, name)
         assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", HOLDING)
-def test_of_two_commands_at_once_one_is_refused_and_the_other_whole(tmp_path, ground, name):
+@pytest.mark.parametrize(
+    "pair", [0, pytest.param(1, marks=pytest.mark.proof), pytest.param(2, marks=pytest.mark.proof)]
+)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_of_two_commands_at_once_one_is_refused_and_the_other_whole(tmp_path, ground, name, pair):
+    """One that ends before the other begins is replaced by it, if the command replaces results."""
     command, out = COMMANDS[name], tmp_path / "out"
-    if name == "conversion to official":
+    if not command.makes_folder:
         out.mkdir()
     runs = [command.arguments(ground, out, variant) for variant in (0, 1)]
     children = [Child(lambda run=run: command.main(run)) for run in runs]
     ends = [child.wait() for child in children]
-    assert sorted(status for status, _ in ends) == [0, 1], ends
-    winner = [status for status, _ in ends].index(0)
-    line = error_line(ends[1 - winner][1])
-    assert f"process {children[winner].pid} on" in line or "of other settings" in line or "exists already" in line
+    statuses = [status for status, _ in ends]
+    assert sorted(statuses) == [0, 1] or (command.replaces and statuses == [0, 0]), ends
+    winner = statuses.index(0)
+    if 1 in statuses:
+        line = error_line(ends[1 - winner][1])
+        assert f"process {children[winner].pid} on" in line or "of other settings" in line or "exists already" in line
     command.check(out, winner)
     assert [path for path in tmp_path.rglob("*") if ".lock" in path.name or ".partial" in path.name] == []
 
@@ -75,7 +78,7 @@ def test_of_two_commands_at_once_one_is_refused_and_the_other_whole(tmp_path, gr
 def test_a_full_disk_ends_in_one_line_and_the_same_command_then_succeeds(tmp_path, ground, name, limit):
     """The limit is on the size of each file, so commands come to different stages."""
     command, out = COMMANDS[name], tmp_path / "out"
-    if command.hold is None or name == "conversion to official":
+    if not command.makes_folder:
         out.mkdir()
     run = command.arguments(ground, out, 0)
     status, output = Child(lambda: command.main(run), file_limit=limit).wait()

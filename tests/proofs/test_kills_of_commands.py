@@ -35,7 +35,7 @@ def content_of(out: Path) -> dict[str, str]:
 
 
 def new_folder(out: Path, name: str) -> Path:
-    if COMMANDS[name].hold is None or name == "conversion to official":
+    if not COMMANDS[name].makes_folder:
         out.mkdir(parents=True)
     return out
 

@@ -201,3 +201,22 @@ def test_of_many_at_once_one_holds_it(tmp_path):
         assert sorted(status for status, _ in ends)[0] == 0
         assert all(status == 0 or "Another command" in output for status, output in ends), ends
         assert list(tmp_path.glob("out/*")) == []
+
+
+@pytest.mark.parametrize("name", ["out", "a.json", "[a] *?.png"])
+def test_a_target_s_leftovers_go_and_those_of_others_stay(tmp_path, name):
+    target, other = tmp_path / name, tmp_path / f"{name}.other"
+    leftovers = {each: tmp_path / f"{each.name}.demo_diffusion-ab12cd34.partial" for each in (target, other)}
+    users = tmp_path / f"{name}.partial"
+    for folder in (*leftovers.values(), users):
+        folder.mkdir()
+        (folder / folder.name.split(".demo_diffusion")[0]).write_text("half")
+    with hold_target(target):
+        assert not leftovers[target].exists()
+        assert leftovers[other].exists() and users.exists()
+
+
+def test_without_a_target_nothing_is_held(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hold_target(None):
+        assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,9 @@ class Command(NamedTuple):
     main: Callable[[list[str]], object]
     arguments: Callable[[Path, Path, int], list[str]]
     check: Callable[[Path, int], object]  # raises if the result of a variant is not whole
-    hold: Callable | None = hold_folder  # None: one file, which the last one replaces
+    hold: Callable = hold_folder  # what it holds, of out
+    makes_folder: bool = True  # whether out need not exist
+    replaces: bool = False  # whether it overwrites an earlier result
 
 
 def options(**values: object) -> list[str]:
@@ -114,6 +116,7 @@ COMMANDS = {
         lambda ground, out, variant: [str(ground / "dit"), str(out / "weights.pt")],
         lambda out, variant: torch.load(out / "weights.pt", weights_only=True),
         lambda out: hold_target(out / "weights.pt"),
+        makes_folder=False,
     ),
     "reference": Command(
         make_reference,
@@ -121,7 +124,9 @@ COMMANDS = {
             *options(images=ground / "images/train/cat", resolution=16, out=out / "reference.npz"), *LITE,
         ],
         lambda out, variant: (out / "reference.npz").stat(),
-        None,
+        lambda out: hold_target(out / "reference.npz"),
+        makes_folder=False,
+        replaces=True,
     ),
     "classify": Command(
         classify,
@@ -129,13 +134,17 @@ COMMANDS = {
             model=ground / "classifier", dataset=ground / "images", split="train", out=out / "a.json", num_workers=0
         ),
         lambda out, variant: json.loads((out / "a.json").read_text()),
-        None,
+        lambda out: hold_target(out / "a.json"),
+        makes_folder=False,
+        replaces=True,
     ),
     "compare_runs": Command(
         compare_runs,
         lambda ground, out, variant: [str(ground / "run"), *options(out=out / "losses.png")],
         lambda out, variant: (out / "losses.png").stat(),
-        None,
+        lambda out: hold_target(out / "losses.png"),
+        makes_folder=False,
+        replaces=True,
     ),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Damaged files of a run: it goes on as if nothing were, or ends in one error that says what to do."""
 
+import re
 import shutil
 
 import pytest
@@ -70,6 +71,26 @@ def test_a_training_with_a_damaged_config_ends_in_one_line(run):
     DAMAGES["binary"](run / "config.yaml")
     with pytest.raises(SystemExit, match=r"^error: .*config.yaml cannot be read: it is no text in UTF-8. Bring back"):
         train(run)
+
+
+@pytest.mark.parametrize(("file", "step"), [("loss.csv", 4), ("accuracy.csv", 4)])
+def test_a_changed_digit_of_what_was_logged_is_seen(tmp_path, file, step):
+    run = train(tmp_path / "run", num_steps=4, lr_schedule="constant")
+    add_accuracy(run, 4, 0.5, 0.75)
+    train(run, num_steps=STEP, lr_schedule="constant")
+    add_accuracy(run, STEP, 0.25, 0.5)  # measured after the last checkpoint was saved
+    options = {"num_steps": STEP + 2, "lr_schedule": "constant"}
+    shutil.copytree(run, tmp_path / "copy")
+    train(tmp_path / "copy", **options)
+    assert not list((tmp_path / "copy").glob("*.damaged"))
+    rows = (run / file).read_text().splitlines(keepends=True)
+    (place,) = (i for i, row in enumerate(rows) if row.startswith(f"{step},"))
+    rows[place] = re.sub(r"\.(\d)", lambda digit: f".{(int(digit[1]) + 1) % 10}", rows[place], count=1)
+    (run / file).write_text("".join(rows))
+    with pytest.warns(
+        UserWarning, match=f"{file} changed since the checkpoint of step {STEP} was saved. It begins anew"
+    ):
+        train(run, **options)
 
 
 BROKEN_ROWS = {

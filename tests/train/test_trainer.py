@@ -269,6 +269,20 @@ def test_moving_averages_carry_batchnorm_statistics(tmp_path):
         assert len(statistics) == 2 and all(average[name].abs().sum() > 0 for name in statistics)
 
 
+def test_scores_and_grid_are_on_the_card_of_their_moving_average_alone(tmp_path):
+    run = train(tmp_path / "run", ema_decay=0.75, more_ema_decays=0.5, knn_samples=10)
+    export([str(run), "--ema_decay", "0.5", "--out", str(tmp_path / "exported")])
+    for folder, has_them in (
+        (run / "pipeline", True),
+        (run / "pipeline_ema_0.5", False),
+        (tmp_path / "exported", False),
+    ):
+        card = (folder / "README.md").read_text()
+        assert ("nearest-neighbour accuracy" in card) == ("samples.png" in card) == has_them
+        assert (folder / "samples.png").exists() == has_them
+        assert "training loss at the end" in card and (folder / "loss.png").is_file()
+
+
 def test_every_moving_average_is_exported(tmp_path, capsys):
     run = train(tmp_path / "run", ema_decay=0.9999999, more_ema_decays=0.5)
     first, second = (DEMOPipeline.from_pretrained(run / name) for name in ("pipeline", "pipeline_ema_0.5"))
@@ -276,7 +290,10 @@ def test_every_moving_average_is_exported(tmp_path, capsys):
     for decay, pipeline in (("0.9999999", first), ("0.5", second)):
         for name, value in pipeline.transformer.state_dict().items():
             assert torch.equal(value, saved[f"ema_{decay}.{name}"])
+    cards = {name: (run / name / "README.md").read_text() for name in ("pipeline", "pipeline_ema_0.5")}
+    assert "moving average of decay 0.9999999." in cards["pipeline"] and "decay 0.5" in cards["pipeline_ema_0.5"]
     export([str(run), "--ema_decay", "0.5", "--out", str(tmp_path / "exported")])
+    assert (tmp_path / "exported/README.md").read_text() == cards["pipeline_ema_0.5"]
     assert "step 8, moving average 0.5" in capsys.readouterr().out
     exported = DEMOPipeline.from_pretrained(tmp_path / "exported").transformer.state_dict()
     assert all(torch.equal(value, exported[name]) for name, value in second.transformer.state_dict().items())

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
 from demo_diffusion import EMOv2ForImageClassification, create_emov2
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.facts import describe_images
 from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages

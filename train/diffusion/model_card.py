@@ -18,7 +18,7 @@ CARD = """---
 # {name}
 
 {transformer} (class-conditional diffusion, demo_diffusion {version}), trained with the {objective} objective on
-`{dataset}` at {resolution} pixels for {step:,} steps of {batch_size}.
+`{dataset}` at {resolution} pixels for {step:,} steps of {batch_size}. The weights' moving average of decay {ema_decay}.
 {samples}
 ```python
 from demo_diffusion import DEMOPipeline
@@ -51,25 +51,38 @@ LOSS_CURVE = """
 
 
 def write_model_card(
-    run: Path, pipeline: Path, config: DiffusionTrainingConfig, dataset: str, losses: list[dict[str, float]], step: int
+    run: Path,
+    pipeline: Path,
+    config: DiffusionTrainingConfig,
+    dataset: str,
+    losses: list[dict[str, float]],
+    step: int,
+    ema_decay: float,
 ) -> None:
     """Puts README.md into a pipeline folder and, after the run's last step, its pictures.
+
+    Scores, accuracies and the grid are those of the run's first moving average; cards of others have none.
 
     Args:
         dataset: where the run's images come from.
         losses: the logged rows until the step.
         step: that the pipeline's weights are of.
+        ema_decay: that the pipeline's weights are of.
     """
     values = {name: value for section in vars(config).values() for name, value in vars(section).items()}
-    pictures, is_last = {"samples": "", "loss_curve": ""}, step == config.optimization.num_steps
-    for name, file, text in (("samples", "samples.png", SAMPLES), ("loss_curve", "loss.png", LOSS_CURVE)):
+    is_last, is_first = step == config.optimization.num_steps, ema_decay == config.optimization.ema_decays[0]
+    pictures, files = {"samples": "", "loss_curve": ""}, [("loss_curve", "loss.png", LOSS_CURVE)]
+    if is_first:
+        files.append(("samples", "samples.png", SAMPLES))
+    for name, file, text in files:
         if is_last and (run / file).is_file():
             shutil.copy(run / file, pipeline / file)
             pictures[name] = text.format(**values)
     metrics = {"training loss at the end": losses[-1]["loss"]} if losses else {}
-    metrics |= measured(run, step, is_last)
+    if is_first:
+        metrics |= measured(run, step, is_last)
     card = CARD.format(
-        **{**values, **pictures, "dataset": dataset, "step": step},
+        **{**values, **pictures, "dataset": dataset, "step": step, "ema_decay": ema_decay},
         metadata=ModelCardData(library_name="diffusers", tags=["class-conditional-image-generation"]).to_yaml(),
         name=config.run.push_to_hub or run.name,
         version=__version__,

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from demo_diffusion import DEMOPipeline
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.eval.metrics.nearest_neighbor import nearest_neighbor_report
 from demo_diffusion.models import ClassConditionalTransformer
 from demo_diffusion.pipelines.samplers import create_sampler
@@ -115,10 +116,12 @@ class DiffusionTrainer(Trainer):
 
     def finish(self) -> None:
         """Writes a pipeline for each moving average, samples.png, loss.png and the accuracy of the samples' classes."""
+        if self.accelerator.is_main_process:
+            self.plot_losses()
         for decay in self.averages.decays[1:]:
             pipeline = self.pipeline(decay)
             if self.accelerator.is_main_process:
-                write_whole(self.folder.path / f"pipeline_ema_{decay}", pipeline.save_pretrained)
+                self._write_pipeline(pipeline, f"pipeline_ema_{decay}", decay)
         pipeline = self.pipeline()
         if not self.accelerator.is_main_process:
             return
@@ -126,16 +129,17 @@ class DiffusionTrainer(Trainer):
         write_whole(folder / "samples.png", sample_grid(pipeline, run).save)
         if run.knn_samples:
             self._measure_classes(pipeline)
-        self.plot_losses()
-
-        def write(path: Path) -> None:
-            pipeline.save_pretrained(path)
-            write_model_card(folder, path, self.config, self.data.dataset, self.rows, self.num_steps)
-
-        write_whole(folder / "pipeline", write)
+        self._write_pipeline(pipeline, "pipeline", self.averages.decays[0])
         print(f"Pipeline, samples.png and loss.png are in {folder}.")
         if run.push_to_hub is not None:
             upload(folder / "pipeline", run.push_to_hub)
+
+    def _write_pipeline(self, pipeline: DEMOPipeline, name: str, decay: float) -> None:
+        def write(path: Path) -> None:
+            pipeline.save_pretrained(path)
+            write_model_card(self.folder.path, path, self.config, self.data.dataset, self.rows, self.num_steps, decay)
+
+        write_whole(self.folder.path / name, write)
 
     def pipeline(self, decay: float | None = None) -> DEMOPipeline:
         """A pipeline with a moving average, by default the first. Every process must call it."""

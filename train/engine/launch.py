@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from demo_diffusion.cli.command import MISTAKES, one_line_for_mistakes
+
 from demo_diffusion.records.folder_lock import hold_folder
 
 from .stop_request import StopRequest

@@ -29,6 +29,7 @@ FREE_FIELDS = {
     "max_skipped_steps",
 }
 RECORD_FILE, DATA_FILE = "run.json", "data.json"
+ROWS = {LOSS_FILE: "losses", ACCURACY_FILE: "accuracies"}  # file -> where a checkpoint's manifest has its rows' hash
 DAMAGED = ".damaged"  # ends the name of a record that was damaged
 RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
@@ -101,15 +102,25 @@ class RunFolder:
         write_text(self.config_file, to_yaml(config))
         if self._data_facts:
             write_json(self.path / DATA_FILE, self._data_facts)
-        self._begin_anew(LOSS_FILE, lambda run: self._check_losses(first_step))
-        self._begin_anew(ACCURACY_FILE, read_accuracies)
+        self._begin_anew(LOSS_FILE, lambda run: self._check_rows(LOSS_FILE, first_step))
+        self._begin_anew(ACCURACY_FILE, lambda run: self._check_rows(ACCURACY_FILE, first_step))
         self._begin_anew(RECORD_FILE, read_parts)
         parts = read_parts(self.path) if first_step else []
         write_json(self.path / RECORD_FILE, [*parts, {"first_step": first_step, **provenance(accelerator)}])
 
     def records(self, step: int) -> dict[str, object]:
         """What a checkpoint of a step remembers of the other files, so that a change of them is seen."""
-        return {"data": self._data_facts, "losses": rows_hash(read_losses(self.path, step))}
+        return {"data": self._data_facts, **{name: rows_hash(self._rows(file, step)) for file, name in ROWS.items()}}
+
+    def _rows(self, file: str, step: int) -> list[dict[str, float]]:
+        """What was logged before the checkpoint of a step, whose own accuracy is measured after it is saved.
+
+        Raises:
+            ValueError: if the file is damaged, anywhere.
+        """
+        if file == LOSS_FILE:
+            return read_losses(self.path, step)
+        return [row for row in read_accuracies(self.path) if row["step"] < step]
 
     def _begun_with(self) -> dict | None:
         """The data of the run in the folder, as `describe_images`; None if there is no run, or nothing says so."""
@@ -121,14 +132,14 @@ class RunFolder:
             facts = read_parsed(file, lambda text: checked_facts(json.loads(text)), remedy)
         return facts or None
 
-    def _check_losses(self, step: int) -> None:
-        """Raises ValueError unless the rows up to a step are those that its checkpoint was saved with."""
-        if not (rows := read_losses(self.path, step)):
+    def _check_rows(self, file: str, step: int) -> None:
+        """Raises ValueError unless the rows before a step are those that its checkpoint was saved with."""
+        if not (rows := self._rows(file, step)):
             return
         checkpoint = self.checkpoints.latest() if step else None
-        saved = read_manifest(checkpoint).get("losses") if checkpoint is not None else None
+        saved = read_manifest(checkpoint).get(ROWS[file]) if checkpoint is not None else None
         if saved not in (None, rows_hash(rows)):
-            raise ValueError(f"{self.path / LOSS_FILE} changed since the checkpoint of step {step} was saved.")
+            raise ValueError(f"{self.path / file} changed since the checkpoint of step {step} was saved.")
 
     def _read_config(self) -> dict[str, dict]:
         remedy = "Bring back a good copy, or choose another --output_dir to start anew."

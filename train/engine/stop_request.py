@@ -8,6 +8,8 @@ import os
 import signal
 from types import FrameType
 
+from demo_diffusion._start import first_parent
+
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what torchrun and accelerate always set
 
 
@@ -51,4 +53,4 @@ class StopRequest:
 def _launcher() -> int | None:
     """The launcher's process number; None if there is no launcher, or it is the first process of a container."""
     is_launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
-    return os.getppid() if is_launched and os.getppid() != 1 else None
+    return first_parent() if is_launched and first_parent() != 1 else None
