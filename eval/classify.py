@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = OptionParser(ClassifyConfig, description=__doc__).read(arguments)
     config.check()
     state = PartialState(cpu=not torch.cuda.is_available())
-    with hold_target(config.out and Path(config.out)):
+    with hold_target(config.out):
         results = classify(config, state)
         if state.is_main_process:
             print(Accuracy(**{each.name: results[each.name] for each in dataclasses.fields(Accuracy)}))

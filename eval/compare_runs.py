@@ -27,7 +27,7 @@ from demo_diffusion.eval.reports.comparison import (
 from demo_diffusion.records.figures import PLOT_FORMATS, save_accuracy_curves, save_loss_curves, save_score_curves
 from demo_diffusion.records.files import check_output_file
 from demo_diffusion.records.folder_lock import hold_target
-from demo_diffusion.records.run_records import read_accuracies, read_losses
+from demo_diffusion.records.run_records import read_losses, read_scores
 from demo_diffusion.records.tables import markdown_table
 
 SUMMARIES = {"loss": summary, "accuracy": classifier_summary}  # of the plots that need finished runs
@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_scores(options: argparse.Namespace, metrics: list[str]) -> list[ScoredRun]:
+def read_scored_runs(options: argparse.Namespace, metrics: list[str]) -> list[ScoredRun]:
     """Raises ValueError if a run has not each score, or there is not one speed for each run."""
     speeds = options.images_per_second or [None] * len(options.runs)
     if len(speeds) != len(options.runs) or not all(speed is None or speed > 0 for speed in speeds):
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     if metric is None or all(map(is_finished, runs)):
         rows = [SUMMARIES.get(options.plot, summary)(run) for run in runs]
-    scored = read_scores(options, metrics) if metrics else []
+    scored = read_scored_runs(options, metrics) if metrics else []
     tables = [rows, compare_scores(scored) if scored else []]
     print("\n\n".join(markdown_table(table) for table in tables if table))
     with hold_target(options.out):
@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
             save_score_curves(options.out, score_panels(scored, metric), metric)
         elif options.plot == "accuracy":
             names = [f"{run.name} ({row['network']})" for run, row in zip(runs, rows, strict=True)]
-            save_accuracy_curves(options.out, dict(zip(names, map(read_accuracies, runs), strict=True)))
+            accuracies = [read_scores(run, "accuracy") for run in runs]
+            save_accuracy_curves(options.out, dict(zip(names, accuracies, strict=True)))
         else:
             kinds = [", ".join(row[name] for name in ("network", "objective") if name in row) for row in rows]
             names = [f"{run} ({kind})" for run, kind in zip(runs, kinds, strict=True)]

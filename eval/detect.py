@@ -10,21 +10,22 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import torch
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.data.objects import LabelledObjects, ObjectsConfig, load_objects
-from demo_diffusion.data.preparation import to_rgb
+from demo_diffusion.data.preparation import read_rgb
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.detection import detect, measure_precision
 from demo_diffusion.eval.reports.detections import check_same_classes, class_names, save_comparison
 from demo_diffusion.models.detection import EMOv2Detector, load_detector
 from demo_diffusion.models.detection.drawing import draw_objects
 from demo_diffusion.records.files import check_output_file, write_json, write_whole
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -76,11 +77,7 @@ def measure(config: DetectConfig, detector: EMOv2Detector, state: PartialState) 
 
 def find(config: DetectConfig, detector: EMOv2Detector, state: PartialState) -> dict:
     """The objects of one picture; writes the drawing."""
-    try:
-        with Image.open(config.picture) as opened:
-            image = pil_to_tensor(to_rgb(opened))
-    except (UnidentifiedImageError, ValueError) as error:
-        raise ValueError(f"{config.picture} cannot be read as a picture: {error}") from error
+    image = pil_to_tensor(read_rgb(Path(config.picture)))
     (found,), names = detect(detector, [image], state.device), class_names(detector)
     objects = [
         {"class": names[label], "score": score, "box": box}
@@ -100,10 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     detector = load_detector(config.model)
     facts = {"parameters": sum(p.numel() for p in detector.parameters()), "weights_sha256": state_hash(detector)}
-    with full_precision(state.device):
+    with hold_target(config.out), hold_target(config.drawing), full_precision(state.device):
         results = (find if config.picture else measure)(config, detector.to(state.device), state)
-    if state.is_main_process and config.out is not None:
-        write_json(Path(config.out), {**results, **dataclasses.asdict(config), **facts, **provenance(state)})
+        if state.is_main_process and config.out is not None:
+            write_json(Path(config.out), {**results, **dataclasses.asdict(config), **facts, **provenance(state)})
 
 
 if __name__ == "__main__":

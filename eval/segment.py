@@ -11,19 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from demo_diffusion.cli.command import one_line_for_mistakes
+
 import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
-from demo_diffusion.cli.command import one_line_for_mistakes
 from demo_diffusion.cli.options import OptionParser, check_options, option
-from demo_diffusion.data.masks import MasksConfig, load_masks, read_picture
+from demo_diffusion.data.masks import MasksConfig, load_masks
+from demo_diffusion.data.preparation import read_rgb
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.segmentation import measure_overlap, predict_classes
 from demo_diffusion.eval.reports.overlays import overlay, save_overlays
+from demo_diffusion.models.classifiers import check_classes
 from demo_diffusion.records.files import check_output_file, write_json, write_whole
+from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
 from demo_diffusion.records.provenance import provenance
 
@@ -68,8 +72,7 @@ def measure(config: SegmentConfig, segmenter: nn.Module, state: PartialState) ->
     num_labels = segmenter.config.num_labels
     data = MasksConfig(config.dataset, config.masks, config.kind, num_labels, config.num_scenes, config.side)
     pixels = load_masks(data, is_training=False)
-    if len(pixels.id2label) != num_labels:
-        raise ValueError(f"{config.model} has {num_labels} classes and the data {len(pixels.id2label)}.")
+    check_classes(config.model, segmenter, pixels.id2label)
     windows = {"window": config.window, "stride": config.stride}
     overlap = measure_overlap(segmenter, pixels.dataset, state, config.num_workers, **windows)
     if state.is_main_process:
@@ -82,7 +85,7 @@ def measure(config: SegmentConfig, segmenter: nn.Module, state: PartialState) ->
 @torch.inference_mode()
 def color(config: SegmentConfig, segmenter: nn.Module, state: PartialState) -> dict:
     """The share of each class in one picture; writes the drawing."""
-    image = torch.from_numpy(np.array(read_picture(Path(config.picture)))).permute(2, 0, 1)
+    image = torch.from_numpy(np.array(read_rgb(Path(config.picture)))).permute(2, 0, 1)
     classes = predict_classes(segmenter, image[None].to(state.device), config.window, config.stride)[0].cpu()
     labels, counts = classes.unique(return_counts=True)
     names = segmenter.config.id2label
@@ -100,10 +103,10 @@ def main(arguments: list[str] | None = None) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     segmenter = load_segmenter(config.model)
     facts = {"parameters": sum(p.numel() for p in segmenter.parameters()), "weights_sha256": state_hash(segmenter)}
-    with full_precision(state.device):
+    with hold_target(config.out), hold_target(config.drawing), full_precision(state.device):
         results = (color if config.picture else measure)(config, segmenter.to(state.device), state)
-    if state.is_main_process and config.out is not None:
-        write_json(Path(config.out), {**results, **dataclasses.asdict(config), **facts, **provenance(state)})
+        if state.is_main_process and config.out is not None:
+            write_json(Path(config.out), {**results, **dataclasses.asdict(config), **facts, **provenance(state)})
 
 
 if __name__ == "__main__":

@@ -6,13 +6,25 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.records.reading import read_parsed
+
+from .preparation import read_rgb
+
+
+class CocoImages(CocoDetection):
+    """torchvision's, with images as every command reads them."""
+
+    def _load_image(self, id: int) -> Image.Image:
+        return read_rgb(Path(self.root) / self.coco.imgs[id]["file_name"])
+
 
 ROUNDING = 1.0  # pixels by which a box may leave its image; it is clipped then
 LEAST_SIDE = 32  # pixels, of a training image
@@ -41,11 +53,8 @@ class CocoObjects(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, torch.Tensor]]:
         facts = self.coco.coco.imgs[self.coco.ids[index]]
-        try:
-            image, found = self.wrapped[index]
-            image = tv_tensors.Image(pil_to_tensor(image))
-        except Exception as error:  # image decoders raise almost anything on a damaged file
-            raise ValueError(f"{facts['file_name']} cannot be read: {error}") from error
+        image, found = self.wrapped[index]
+        image = tv_tensors.Image(pil_to_tensor(image))
         height, width = image.shape[-2:]
         if (width, height) != (facts["width"], facts["height"]):
             raise ValueError(
@@ -89,7 +98,7 @@ def open_coco(images: str, annotations: str, is_training: bool, masks: bool, ski
     if bad and not skip_bad_boxes:
         raise ValueError(f"{file}: {next(iter(bad.values()))} --skip_bad_boxes leaves out such objects ({len(bad)}).")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
-        coco = CocoDetection(folder, str(file))
+        coco = CocoImages(folder, str(file))
         _keep(coco, set(bad), is_training)
     if not coco.ids:
         raise ValueError(f"{file} has no image{' with an object to learn' if is_training else ''}.")

@@ -14,7 +14,7 @@ from demo_diffusion.records.hashes import tensor_hash
 
 from .facts import COMPARED_IMAGES
 from .listing import image_files
-from .preparation import to_rgb
+from .preparation import read_rgb
 from .scenes import DigitScenes
 from .strokes import ThinStrokes
 
@@ -122,7 +122,7 @@ class FolderPixels(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Raises ValueError if a file cannot be read, the sizes differ, or the mask has a label out of range."""
         file, mask_file = self.pairs[index]
-        image = torch.from_numpy(np.array(read_picture(file))).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(np.array(read_rgb(file))).permute(2, 0, 1).contiguous()
         classes = read_mask(mask_file, self.kind, self.num_classes)
         if classes.shape != image.shape[1:]:
             raise ValueError(
@@ -130,15 +130,6 @@ class FolderPixels(Dataset):
                 f"{image.shape[1]}; they must be the same."
             )
         return image, classes
-
-
-def read_picture(file: Path) -> Image.Image:
-    """An RGB image; raises ValueError if it cannot be read."""
-    try:
-        with Image.open(file) as opened:
-            return to_rgb(opened)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
 
 
 def read_mask(file: Path, kind: str, num_classes: int) -> torch.Tensor:

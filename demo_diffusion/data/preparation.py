@@ -1,4 +1,7 @@
-"""From a picture of any mode and size to a square RGB image."""
+"""From a picture file of any mode and size to a square RGB image."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +24,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def read_image(path: Path, prepare: Callable[[Image.Image], Image.Image] = ImageOps.exif_transpose) -> Image.Image:
+    """Reads a picture file.
+
+    Args:
+        prepare: what is made of it, here or by `to_rgb`; it must turn the image as its EXIF data say.
+
+    Raises:
+        ValueError: names the file, if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return prepare(image)
+    except Exception as error:  # a damaged image makes Pillow raise almost anything
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """`to_rgb` of a picture file; raises a ValueError that names the file if it cannot be read."""
+    return read_image(path, to_rgb)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -7,11 +7,11 @@ are made of them: no digit of a test scene is ever seen in training.
 from dataclasses import dataclass
 from functools import cache
 
+from demo_diffusion.cli.command import require_packages
+
 import numpy as np
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
-
-from demo_diffusion.cli.command import require_packages
 
 SPLITS = {"train": 0.75, "test": 0.25}  # shares of the 1,797 digits
 DIGIT_SIDES = (20, 40)  # pixels

@@ -56,7 +56,7 @@ def check_free(folder: Path) -> None:
 
 
 @contextmanager
-def hold_target(target: Path | None) -> Iterator[None]:
+def hold_target(target: str | Path | None) -> Iterator[None]:
     """As `hold_folder`, for a file or folder that appears whole at the end; its lock is beside it.
 
     What a killed command left of it is removed. Without a target nothing is held.
@@ -64,6 +64,7 @@ def hold_target(target: Path | None) -> Iterator[None]:
     if target is None:
         yield
         return
+    target = Path(target)
     folder = target.absolute().parent
     with _hold(folder / f".{target.name}{LOCK_NAME}", target):
         if get_int_from_env(RANKS, 0) == 0:

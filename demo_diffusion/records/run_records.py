@@ -1,4 +1,4 @@
-"""What a run logs, to write and to read: loss.csv and accuracy.csv, or precision.csv of detectors, in its folder."""
+"""What a run logs, to write and to read: loss.csv and, by its task, a file of scores in its folder."""
 
 import csv
 import hashlib
@@ -11,9 +11,9 @@ from pathlib import Path
 from .files import write_text
 from .reading import read_parsed
 
-LOSS_FILE, ACCURACY_FILE, PRECISION_FILE = "loss.csv", "accuracy.csv", "precision.csv"
-ACCURACY_COLUMNS = ("step", "top1", "top5")
-PRECISION_COLUMNS = ("step", "AP", "AP50")
+LOSS_FILE = "loss.csv"
+# What is measured of classifiers, of a detector's boxes and of segmenters: kind, which names the file -> numbers.
+SCORES = {"accuracy": ("top1", "top5"), "precision": ("AP", "AP50"), "overlap": ("miou", "aacc", "macc", "mdice")}
 LOSS_COLUMNS = ("step", "loss")  # and any others
 REMEDY = "Bring back a good copy, or move it away: a run that goes on begins it anew."
 
@@ -40,35 +40,20 @@ def write_losses(run: Path, rows: list[Row]) -> None:
         _write(run / LOSS_FILE, rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 
-def read_accuracies(run: Path) -> list[Row]:
-    """Rows of "step", "top1" and "top5"; empty if nothing was measured yet.
+def read_scores(run: Path, kind: str) -> list[Row]:
+    """Rows of "step" and the numbers of a kind of `SCORES`; empty if nothing was measured yet.
 
     Raises:
-        ValueError: if accuracy.csv is damaged.
+        ValueError: if the file is damaged.
     """
-    rows = _read(run / ACCURACY_FILE, ACCURACY_COLUMNS)
+    rows = _read(run / f"{kind}.csv", ("step", *SCORES[kind]))
     return [{**{name: float(value) for name, value in row.items()}, "step": row["step"]} for row in rows]
 
 
-def add_accuracy(run: Path, step: int, top1: float, top5: float) -> None:
+def add_scores(run: Path, kind: str, step: int, scores: Row) -> None:
     """Adds a row; rows of this step and later ones, from before the run was resumed, go."""
-    rows = [row for row in read_accuracies(run) if row["step"] < step]
-    _write(run / ACCURACY_FILE, [*rows, {"step": step, "top1": top1, "top5": top5}], ACCURACY_COLUMNS)
-
-
-def read_precisions(run: Path) -> list[Row]:
-    """Rows of "step", "AP" and "AP50" of the boxes; empty if nothing was measured yet.
-
-    Raises:
-        ValueError: if precision.csv is damaged.
-    """
-    return _read(run / PRECISION_FILE, PRECISION_COLUMNS)
-
-
-def add_precision(run: Path, step: int, ap: float, ap50: float) -> None:
-    """Adds a row; rows of this step and later ones, from before the run was resumed, go."""
-    rows = [row for row in read_precisions(run) if row["step"] < step]
-    _write(run / PRECISION_FILE, [*rows, {"step": step, "AP": ap, "AP50": ap50}], PRECISION_COLUMNS)
+    rows = [row for row in read_scores(run, kind) if row["step"] < step]
+    _write(run / f"{kind}.csv", [*rows, {"step": step, **scores}], ("step", *SCORES[kind]))
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[Row]:

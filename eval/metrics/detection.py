@@ -4,12 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.models.detection import EMOv2Detector
 
 # Our names -> torchmetrics' endings. AP is the mean over IoU 0.50, 0.55, … 0.95 and over classes; s, m and l are

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
@@ -9,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2.functional import normalize
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.models.segmentation import predict_logits
 
 IGNORED = 255

@@ -10,7 +10,7 @@ import yaml
 
 from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.pipelines import DEMOPipeline
-from demo_diffusion.records.run_records import read_accuracies, read_losses
+from demo_diffusion.records.run_records import read_losses, read_scores
 
 # Of the fingerprints of scores that are compared.
 ALIKE = (
@@ -22,7 +22,7 @@ LOSS_SHARE = 10
 
 def is_classifier(run: Path) -> bool:
     """Whether a run is a classifier's and finished."""
-    return (run / "results.json").is_file() and bool(read_accuracies(run))
+    return (run / "results.json").is_file() and bool(read_scores(run, "accuracy"))
 
 
 def is_finished(run: Path) -> bool:

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from demo_diffusion.data.images import LabelledImages
 from demo_diffusion.data.listing import image_files
-from demo_diffusion.data.preparation import center_crop, to_rgb
+from demo_diffusion.data.preparation import center_crop, read_image, read_rgb
 from demo_diffusion.records.files import read_npz
 
 
@@ -156,11 +156,7 @@ class RealFolder(ReadImages):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = read_image(self.files[index])
-        try:
-            return to_tensor(center_crop(to_rgb(image), self.resolution))
-        except ValueError as error:
-            raise ValueError(f"{self.files[index]}: {error}") from error
+        return to_tensor(center_crop(read_rgb(self.files[index]), self.resolution))
 
 
 class TrainingImages(ReadImages):
@@ -175,16 +171,6 @@ class TrainingImages(ReadImages):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return to_uint8(self.images[index][0][None])[0]
-
-
-def read_image(path: Path) -> Image.Image:
-    """Raises a ValueError that names the file if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Exception as error:  # a damaged image makes Pillow raise almost anything
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Images with boxes: digit scenes, and COCO JSON files with everything that may be wrong in them."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from demo_diffusion.data.objects import ObjectsConfig, describe_objects, load_objects
+from demo_diffusion.data.preparation import read_rgb
 from tests.support.coco import annotation, coco_content, coco_folder
 
 
@@ -129,3 +132,15 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "objects.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"objects.json cannot be read"):
         load_objects(ObjectsConfig(images, file), is_training=True)
+
+
+def test_pictures_are_read_as_by_every_command(tmp_path):
+    images, file = coco_folder(tmp_path)
+    deep = np.arange(60 * 40, dtype=np.uint16).reshape(40, 60) * 27
+    Image.fromarray(deep).save(tmp_path / "pictures/1.png")
+    dataset = load_objects(ObjectsConfig(images, file), is_training=False).dataset
+    read = read_rgb(tmp_path / "pictures/1.png")
+    assert (dataset[0][0].permute(1, 2, 0).numpy() == np.array(read)).all() and len(np.unique(read)) == 253
+    (tmp_path / "pictures/1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="1.png cannot be read as an image"):
+        dataset[0]

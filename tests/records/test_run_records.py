@@ -1,6 +1,6 @@
 """What a run logs is read as it was written."""
 
-from demo_diffusion.records.run_records import add_accuracy, read_accuracies, read_losses, write_losses
+from demo_diffusion.records.run_records import add_scores, read_losses, read_scores, write_losses
 
 
 def test_losses_are_read_as_written(tmp_path):
@@ -16,6 +16,6 @@ def test_losses_are_read_as_written(tmp_path):
 
 def test_an_accuracy_replaces_those_of_later_steps(tmp_path):
     for step, top1 in ((10, 0.5), (20, 0.6), (30, 1), (20, 0.7)):
-        add_accuracy(tmp_path, step, top1, 1.0)
-    assert [(row["step"], row["top1"]) for row in read_accuracies(tmp_path)] == [(10, 0.5), (20, 0.7)]
-    assert all(type(row["top5"]) is float for row in read_accuracies(tmp_path))
+        add_scores(tmp_path, "accuracy", step, {"top1": top1, "top5": 1.0})
+    assert [(row["step"], row["top1"]) for row in read_scores(tmp_path, "accuracy")] == [(10, 0.5), (20, 0.7)]
+    assert all(type(row["top5"]) is float for row in read_scores(tmp_path, "accuracy"))

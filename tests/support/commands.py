@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from demo_diffusion import DEMOPipeline
@@ -13,21 +14,27 @@ from demo_diffusion.conversion.__main__ import main as convert
 from demo_diffusion.data.latents import LatentTable
 from demo_diffusion.eval.classify import main as classify
 from demo_diffusion.eval.compare_runs import main as compare_runs
+from demo_diffusion.eval.detect import main as detect
 from demo_diffusion.eval.evaluate import main as evaluate
 from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.eval.segment import main as segment
 from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.objectives import DDPMObjective
 from demo_diffusion.records.folder_lock import hold_folder, hold_target
 from demo_diffusion.train.cache_latents import main as cache_latents
 from demo_diffusion.train.export_pipeline import main as export
 from demo_diffusion.train.train_demo import main as train_demo
+from demo_diffusion.train.train_detection import main as train_detection
 from demo_diffusion.train.train_emov2 import main as train_emov2
+from demo_diffusion.train.train_segmentation import main as train_segmentation
 from tests.support.classifiers import tiny_emov2
+from tests.support.detectors import TINY, small_detector
 from tests.support.evaluation import LITE
 from tests.support.images import image_folder
 from tests.support.networks import tiny_dit
 from tests.support.pipelines import tiny_vae
 from tests.support.runs import ROOT, arguments, train
+from tests.support.segmenters import small_segmenter
 
 
 class Command(NamedTuple):
@@ -55,6 +62,16 @@ def emov2_arguments(ground: Path, out: Path, variant: int) -> list[str]:
     ]
 
 
+SCENES = [  # a network that learns digit scenes
+    *options(model="EMOv2-1M", window_size=3, num_scenes=4, num_val_scenes=2, num_steps=2, batch_size=2, num_workers=0),
+    *options(checkpoint_every=1, keep_checkpoints=1, log_every=1),
+    *["--hidden_sizes", "8", "8", "16", "16", "--depths", "1", "1", "1", "1"],
+    *["--attention_head_dims", "8", "8", "8", "8"],
+]
+DETECTION = [*SCENES, *options(detector="SSDLite", image_size=96)]
+SEGMENTATION = [*SCENES, *options(head="segformer", head_channels=8, side=96, crop_size=64)]
+
+
 def check_run(out: Path, variant: int, result: str, weights: str) -> None:
     assert f"seed: {variant}\n" in (out / "config.yaml").read_text()
     assert len(json.loads((out / "run.json").read_text())) == 1
@@ -80,6 +97,16 @@ COMMANDS = {
     "train_emov2": Command(
         train_emov2,
         lambda ground, out, variant: [*emov2_arguments(ground, out, variant), "--keep_checkpoints=1"],
+        lambda out, variant: check_run(out, variant, "model", "model.safetensors"),
+    ),
+    "train_detection": Command(
+        train_detection,
+        lambda ground, out, variant: [*DETECTION, *options(output_dir=out, seed=variant)],
+        lambda out, variant: check_run(out, variant, "model", "model.safetensors"),
+    ),
+    "train_segmentation": Command(
+        train_segmentation,
+        lambda ground, out, variant: [*SEGMENTATION, *options(output_dir=out, seed=variant)],
         lambda out, variant: check_run(out, variant, "model", "model.safetensors"),
     ),
     "cache_latents": Command(
@@ -138,6 +165,26 @@ COMMANDS = {
         makes_folder=False,
         replaces=True,
     ),
+    "detect": Command(
+        detect,
+        lambda ground, out, variant: options(
+            model=ground / "detector", dataset="digit_scenes", num_scenes=2, out=out / "a.json", drawing=out / "a.png"
+        ),
+        lambda out, variant: (json.loads((out / "a.json").read_text()), Image.open(out / "a.png").load()),
+        lambda out: hold_target(out / "a.json"),
+        makes_folder=False,
+        replaces=True,
+    ),
+    "segment": Command(
+        segment,
+        lambda ground, out, variant: options(
+            model=ground / "segmenter", dataset="digit_scenes", num_scenes=2, out=out / "a.json", drawing=out / "a.png"
+        ),
+        lambda out, variant: (json.loads((out / "a.json").read_text()), Image.open(out / "a.png").load()),
+        lambda out: hold_target(out / "a.json"),
+        makes_folder=False,
+        replaces=True,
+    ),
     "compare_runs": Command(
         compare_runs,
         lambda ground, out, variant: [str(ground / "run"), *options(out=out / "losses.png")],
@@ -160,6 +207,9 @@ def make_ground(ground: Path) -> Path:
     convert([str(ground / "dit"), str(ground / "dit.pt")])
     tiny_emov2(num_labels=2, id2label={0: "cat", 1: "dog"}).save_pretrained(ground / "classifier")
     image_processor(32).save_pretrained(ground / "classifier")
+    digits = {number + 1: str(number) for number in range(10)}
+    small_detector("SSDLite", num_classes=10, id2label=digits, **TINY).save_pretrained(ground / "detector")
+    small_segmenter("segformer", id2label={0: "background", **digits}, **TINY).save_pretrained(ground / "segmenter")
     make_reference([*options(images=ground / "images/train/cat", resolution=8, out=ground / "reference.npz"), *LITE])
     torch.set_num_threads(threads)
     return ground

@@ -17,7 +17,7 @@ from demo_diffusion.eval.detect import main as detect
 from demo_diffusion.eval.metrics.detection import measure_precision
 from demo_diffusion.models.detection import EMOv2Detector
 from demo_diffusion.models.emov2.presets import PRESETS
-from demo_diffusion.records.run_records import read_losses, read_precisions
+from demo_diffusion.records.run_records import read_losses, read_scores
 from demo_diffusion.train.detection.config import parse_config
 from demo_diffusion.train.detection.data import AugmentedObjects
 from demo_diffusion.train.detection.trainer import DetectionTrainer
@@ -85,7 +85,7 @@ def test_a_run_leaves_a_detector_and_goes_on_bit_by_bit(detector, tmp_path):
     }  # fmt: skip
     results = json.loads((whole / "results.json").read_text())
     assert results["num_images"] == 3 and (results["mask"] is not None) == (detector == "MaskRCNN")
-    assert [row["step"] for row in read_precisions(whole)] == [4]
+    assert [row["step"] for row in read_scores(whole, "precision")] == [4]
     loaded = EMOv2Detector.from_pretrained(whole / "model").eval()
     assert list(loaded.config.id2label.values()) == [str(i) for i in range(10)]
     assert {path.name for path in (whole / "model").iterdir()} == {

@@ -18,7 +18,7 @@ from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
-from demo_diffusion.records.run_records import add_accuracy, read_accuracies
+from demo_diffusion.records.run_records import add_scores, read_scores
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.run_folder import RunFolder
 from demo_diffusion.train.engine.trainer import Trainer
@@ -131,13 +131,13 @@ class ClassificationTrainer(Trainer):
         """Measures the moving average if that is due and was not done before an interruption."""
         every = self.config.run.eval_every
         is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
-        if not is_due or any(row["step"] == step for row in read_accuracies(self.folder.path)):
+        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "accuracy")):
             return
         accuracy = self.measure()
         self.accelerator.log({"val/top1": accuracy.top1, "val/top5": accuracy.top5}, step=step)
         self.accelerator.print(f"step {step:,}: {accuracy}")
         if self.accelerator.is_main_process:
-            add_accuracy(self.folder.path, step, accuracy.top1, accuracy.top5)
+            add_scores(self.folder.path, "accuracy", step, {"top1": accuracy.top1, "top5": accuracy.top5})
             self.plot()
         self.accelerator.wait_for_everyone()
 
@@ -149,7 +149,7 @@ class ClassificationTrainer(Trainer):
         folder, model_folder = self.folder.path, self.folder.path / "model"
         self.plot()
         results = {
-            **read_accuracies(self.folder.path)[-1],
+            **read_scores(self.folder.path, "accuracy")[-1],
             "num_images": len(self.val_samples),
             "dataset": self.config.data.val_dataset or self.config.data.dataset,
             "split": self.config.data.val_split,
@@ -177,7 +177,7 @@ class ClassificationTrainer(Trainer):
     def plot(self) -> None:
         """Writes accuracy.png and loss.png."""
         name = self.folder.path.name
-        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_accuracies(self.folder.path)})
+        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_scores(self.folder.path, "accuracy")})
         if self.rows:
             save_loss_curves(self.folder.path / "loss.png", {name: self.rows})
 

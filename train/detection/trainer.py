@@ -2,11 +2,12 @@
 
 import dataclasses
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.objects import describe_objects, load_objects
 from demo_diffusion.eval.metrics.detection import Precision, as_lists, measure_precision
 from demo_diffusion.eval.reports.detections import save_comparison
@@ -14,7 +15,7 @@ from demo_diffusion.models.detection import EMOv2Detector, create_detector
 from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
-from demo_diffusion.records.run_records import add_precision, read_precisions
+from demo_diffusion.records.run_records import add_scores, read_scores
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
@@ -101,14 +102,14 @@ class DetectionTrainer(Trainer):
         """Measures the moving average if that is due and was not done before an interruption."""
         every = self.config.run.eval_every
         is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
-        if not is_due or any(row["step"] == step for row in read_precisions(self.folder.path)):
+        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "precision")):
             return
         self.precision = self.measure()
         box = self.precision.box
         self.accelerator.log({f"val/{name}": value for name, value in box.items() if value is not None}, step=step)
         self.accelerator.print(f"step {step:,}: {self.precision}")
-        if self.accelerator.is_main_process:
-            add_precision(self.folder.path, step, box["AP"] or 0.0, box["AP50"] or 0.0)
+        if self.accelerator.is_main_process and box["AP"] is not None:
+            add_scores(self.folder.path, "precision", step, {name: box[name] for name in ("AP", "AP50")})
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from demo_diffusion.data.listing import ClassOrder, known_order, natural_order, 
 from demo_diffusion.records.files import check_output_folder, remove_leftovers, write_json, write_text
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.reading import read_parsed
-from demo_diffusion.records.run_records import ACCURACY_FILE, LOSS_FILE, read_accuracies, read_losses, rows_hash
+from demo_diffusion.records.run_records import LOSS_FILE, SCORES, read_losses, read_scores, rows_hash
 
 from .checkpoints import Checkpoints, read_manifest, step_of
 
@@ -29,7 +29,7 @@ FREE_FIELDS = {
     "max_skipped_steps",
 }
 RECORD_FILE, DATA_FILE = "run.json", "data.json"
-ROWS = {LOSS_FILE: "losses", ACCURACY_FILE: "accuracies"}  # file -> where a checkpoint's manifest has its rows' hash
+LOGS = {LOSS_FILE: "losses", **{f"{kind}.csv": kind for kind in SCORES}}  # file -> where a checkpoint has its hash
 DAMAGED = ".damaged"  # ends the name of a record that was damaged
 RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
@@ -50,7 +50,7 @@ class RunFolder:
             ValueError: if the folder cannot be written, or holds a run that this one cannot continue.
         """
         check_output_folder(self.path)
-        for name in (self.config_file.name, RECORD_FILE, LOSS_FILE, ACCURACY_FILE):
+        for name in (self.config_file.name, RECORD_FILE, *LOGS):
             if (self.path / name).is_dir():
                 raise ValueError(f"{self.path / name} is a folder; it must be a file of this run. Move it away.")
         checkpoint = self.checkpoints.latest()
@@ -102,25 +102,26 @@ class RunFolder:
         write_text(self.config_file, to_yaml(config))
         if self._data_facts:
             write_json(self.path / DATA_FILE, self._data_facts)
-        self._begin_anew(LOSS_FILE, lambda run: self._check_rows(LOSS_FILE, first_step))
-        self._begin_anew(ACCURACY_FILE, lambda run: self._check_rows(ACCURACY_FILE, first_step))
-        self._begin_anew(RECORD_FILE, read_parts)
+        for file in LOGS:
+            self._begin_anew(file, lambda: self._check_rows(file, first_step))  # noqa: B023 (called at once)
+        self._begin_anew(RECORD_FILE, lambda: read_parts(self.path))
         parts = read_parts(self.path) if first_step else []
         write_json(self.path / RECORD_FILE, [*parts, {"first_step": first_step, **provenance(accelerator)}])
 
     def records(self, step: int) -> dict[str, object]:
         """What a checkpoint of a step remembers of the other files, so that a change of them is seen."""
-        return {"data": self._data_facts, **{name: rows_hash(self._rows(file, step)) for file, name in ROWS.items()}}
+        rows = {name: self._rows(file, step) for file, name in LOGS.items()}
+        return {"data": self._data_facts, **{name: rows_hash(logged) for name, logged in rows.items() if logged}}
 
     def _rows(self, file: str, step: int) -> list[dict[str, float]]:
-        """What was logged before the checkpoint of a step, whose own accuracy is measured after it is saved.
+        """What was logged before the checkpoint of a step, whose own scores are measured after it is saved.
 
         Raises:
             ValueError: if the file is damaged, anywhere.
         """
         if file == LOSS_FILE:
             return read_losses(self.path, step)
-        return [row for row in read_accuracies(self.path) if row["step"] < step]
+        return [row for row in read_scores(self.path, LOGS[file]) if row["step"] < step]
 
     def _begun_with(self) -> dict | None:
         """The data of the run in the folder, as `describe_images`; None if there is no run, or nothing says so."""
@@ -137,7 +138,7 @@ class RunFolder:
         if not (rows := self._rows(file, step)):
             return
         checkpoint = self.checkpoints.latest() if step else None
-        saved = read_manifest(checkpoint).get(ROWS[file]) if checkpoint is not None else None
+        saved = read_manifest(checkpoint).get(LOGS[file]) if checkpoint is not None else None
         if saved not in (None, rows_hash(rows)):
             raise ValueError(f"{self.path / file} changed since the checkpoint of step {step} was saved.")
 
@@ -145,10 +146,10 @@ class RunFolder:
         remedy = "Bring back a good copy, or choose another --output_dir to start anew."
         return read_parsed(self.config_file, _checked_sections, remedy)
 
-    def _begin_anew(self, name: str, read: Callable[[Path], list]) -> None:
+    def _begin_anew(self, name: str, read: Callable[[], object]) -> None:
         """Moves a record away that is damaged: a run goes on without what was logged before."""
         try:
-            read(self.path)
+            read()
         except ValueError as error:
             os.replace(self.path / name, self.path / f"{name}{DAMAGED}")
             warnings.warn(f"{error} It begins anew; the damaged one is {name}{DAMAGED} now.", stacklevel=2)

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+from demo_diffusion.cli.command import require_packages
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from demo_diffusion.cli.command import require_packages
 from demo_diffusion.data.masks import describe_masks, load_masks
 from demo_diffusion.eval.metrics.segmentation import Overlap, measure_overlap
 from demo_diffusion.eval.reports.overlays import save_overlays
@@ -14,6 +15,7 @@ from demo_diffusion.models.segmentation import UEMOConfig, UEMOForSemanticSegmen
 from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
+from demo_diffusion.records.run_records import SCORES, add_scores, read_scores
 from demo_diffusion.train.engine.hub import check_hub_access, upload
 from demo_diffusion.train.engine.trainer import Trainer
 
@@ -27,7 +29,7 @@ class SegmentationTrainer(Trainer):
 
     Attributes:
         pixels, val_pixels: images with masks to learn and to measure.
-        overlap: the last measurement and its step.
+        overlap: the last measurement.
 
     Raises:
         ValueError: if a package, the hub, data or an option does not allow the run.
@@ -39,7 +41,7 @@ class SegmentationTrainer(Trainer):
             check_hub_access()
         self.pixels = load_masks(config.data, is_training=True)
         self.val_pixels = load_masks(config.data.validation(), is_training=False)
-        self.overlap: tuple[int, Overlap] | None = None
+        self.overlap: Overlap | None = None
         length = config.optimization.in_steps(len(self.pixels.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
@@ -94,17 +96,23 @@ class SegmentationTrainer(Trainer):
         return self.network(pixel_values=batch[0], labels=batch[1]).loss
 
     def look(self, step: int) -> None:
-        """Measures the moving average if that is due."""
+        """Measures the moving average if that is due and was not done before an interruption."""
         every = self.config.run.eval_every
-        if step and (step == self.num_steps or (every and step % every == 0)):
-            self.overlap = step, self.measure()
-            scores = {name: getattr(self.overlap[1], name) for name in ("miou", "aacc", "macc", "mdice")}
-            self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=step)
-            self.accelerator.print(f"step {step:,}: {self.overlap[1]}")
+        is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
+        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "overlap")):
+            return
+        self.overlap = self.measure()
+        scores = {name: getattr(self.overlap, name) for name in SCORES["overlap"]}
+        self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=step)
+        self.accelerator.print(f"step {step:,}: {self.overlap}")
+        if self.accelerator.is_main_process:
+            add_scores(self.folder.path, "overlap", step, scores)
+        self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
         """Writes the moving average as a model folder, overlays beside the truth, and results.json."""
-        step, overlap = self.overlap
+        if self.overlap is None:  # it was measured before an interruption
+            self.overlap = self.measure()
         network = self.average_network()
         if not self.accelerator.is_main_process:
             return
@@ -115,8 +123,8 @@ class SegmentationTrainer(Trainer):
         samples = self.val_pixels.dataset
         save_overlays(folder / "overlays.png", network, samples, self.accelerator.device, **windows)
         results = {
-            **dataclasses.asdict(overlap),
-            "step": step,
+            **dataclasses.asdict(self.overlap),
+            "step": self.num_steps,
             "dataset": self.config.data.validation().dataset,
             "parameters": sum(p.numel() for p in network.parameters()),
             **provenance(self.accelerator),
@@ -128,7 +136,7 @@ class SegmentationTrainer(Trainer):
             write_segmentation_card(folder, path, self.config, results)
 
         write_whole(model_folder, write)
-        print(f"{overlap}; model, overlays.png and loss.png: {folder}.")
+        print(f"{self.overlap}; model, overlays.png and loss.png: {folder}.")
         if self.config.run.push_to_hub is not None:
             upload(model_folder, self.config.run.push_to_hub)
 
