@@ -26,6 +26,7 @@ class DetectionModelConfig(ClassificationModelConfig):
         None, "SSDLite: side of the square; else the shorter side, in pixels; None: 320 and 800", least=32
     )
     scaled_anchors: bool = option(False, "SSDLite: anchors that grow with image_size, unlike the authors'")
+    box_batch_size_per_image: int = option(512, "MaskRCNN: proposals of an image that its heads learn from", above=0)
     backbone_weights: str | None = option(None, "folder or hub id of a classifier to start from; None: new weights")
     freeze_first_stage: bool = option(False, "stem and first stage are not trained")
     freeze_batch_norm: bool = option(False, "the backbone's BatchNorms keep their statistics")
@@ -37,7 +38,7 @@ class DetectionModelConfig(ClassificationModelConfig):
 
     def detector_options(self) -> dict:
         """Arguments of `create_detector`, beside the number of classes and the weights to start from."""
-        names = ("image_size", "scaled_anchors", "freeze_first_stage", "freeze_batch_norm")
+        names = ("image_size", "scaled_anchors", "box_batch_size_per_image", "freeze_first_stage", "freeze_batch_norm")
         return {
             "name": self.detector,
             "backbone": self.model,

@@ -28,6 +28,8 @@ class EMOv2DetectorConfig(PreTrainedConfig):
         image_size: SSDLite: the side of the square to which images are squashed; else their shorter side.
         scaled_anchors: SSDLite alone. False: the authors' anchors of 48 to 304 pixels at any image size; True: anchors
             that grow with the image size. At 320 pixels both are the same.
+        box_batch_size_per_image: Mask R-CNN alone: proposals of an image that its heads learn from, by torchvision's
+            name. A quarter at most are objects, whose masks take most of a step's time.
         freeze_first_stage: the stem and the first stage get no gradients.
         freeze_batch_norm: the backbone's BatchNorms normalise by their running statistics in training too, and these
             stay. Their scale and shift are trained.
@@ -44,6 +46,7 @@ class EMOv2DetectorConfig(PreTrainedConfig):
     num_classes: int = 80
     image_size: int = 320
     scaled_anchors: bool = False
+    box_batch_size_per_image: int = 512
     freeze_first_stage: bool = False
     freeze_batch_norm: bool = False
 
@@ -56,6 +59,8 @@ class EMOv2DetectorConfig(PreTrainedConfig):
             raise ValueError(f"image_size is {self.image_size}; it must be at least {LEAST_SIDE} pixels.")
         if self.scaled_anchors and self.detector != "SSDLite":
             raise ValueError(f"scaled_anchors is for SSDLite; {self.detector} has the same anchors at any size.")
+        if self.box_batch_size_per_image < 1:
+            raise ValueError(f"box_batch_size_per_image is {self.box_batch_size_per_image}; it must be at least 1.")
         if not isinstance(self.backbone_config, EMOv2Config):
             self.backbone_config = EMOv2Config(**(self.backbone_config or {}))
         self.backbone_config.set_output_features_output_indices(

@@ -162,6 +162,7 @@ def _mask_rcnn(config: EMOv2DetectorConfig) -> MaskRCNN:
         **_sides(config),
         rpn_anchor_generator=rpn_anchors(),
         rpn_post_nms_top_n_train=1000,
+        box_batch_size_per_image=config.box_batch_size_per_image,
     )
 
 

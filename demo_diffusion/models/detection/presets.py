@@ -24,6 +24,7 @@ def detector_config(
     num_classes: int = 80,
     image_size: int | None = None,
     scaled_anchors: bool = False,
+    box_batch_size_per_image: int = 512,
     id2label: dict[int, str] | None = None,
     freeze_first_stage: bool = False,
     freeze_batch_norm: bool = False,
@@ -40,6 +41,7 @@ def detector_config(
         num_classes=num_classes,
         image_size=IMAGE_SIZES[name] if image_size is None else image_size,
         scaled_anchors=scaled_anchors,
+        box_batch_size_per_image=box_batch_size_per_image,
         freeze_first_stage=freeze_first_stage,
         freeze_batch_norm=freeze_batch_norm,
         id2label=id2label,
@@ -53,6 +55,7 @@ def create_detector(
     num_classes: int = 80,
     image_size: int | None = None,
     scaled_anchors: bool = False,
+    box_batch_size_per_image: int = 512,
     id2label: dict[int, str] | None = None,
     backbone_weights: str | Path | None = None,
     freeze_first_stage: bool | None = None,
@@ -66,7 +69,7 @@ def create_detector(
         backbone: one of `list_emov2()`.
         num_classes: number of classes without the background.
         image_size: side in pixels, see `EMOv2DetectorConfig`; None: 320 for SSDLite, 800 for the others.
-        scaled_anchors: SSDLite's anchors grow with the image size.
+        scaled_anchors, box_batch_size_per_image: see `EMOv2DetectorConfig`.
         id2label: {label: name of the class}; labels begin at 0 for RetinaNet and at 1 for the others.
         backbone_weights: folder or hub id of a classifier to start from.
         freeze_first_stage, freeze_batch_norm: see `EMOv2DetectorConfig`. None: as in the paper if there are
@@ -85,6 +88,7 @@ def create_detector(
         num_classes=num_classes,
         image_size=image_size,
         scaled_anchors=scaled_anchors,
+        box_batch_size_per_image=box_batch_size_per_image,
         id2label=id2label,
         freeze_first_stage=freeze_first_stage,
         freeze_batch_norm=is_pretrained if freeze_batch_norm is None else freeze_batch_norm,
