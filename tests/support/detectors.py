@@ -18,7 +18,8 @@ TINY = {
 
 def small_detector(name: str, backbone: str = "EMOv2-1M", **options) -> EMOv2Detector:
     """A detector of five classes for small images; the paper's network but for the options."""
-    return create_detector(name, backbone, **{"num_classes": 5, "image_size": 96, **options})
+    small = {"num_classes": 5, "image_size": 96, "box_batch_size_per_image": 16}
+    return create_detector(name, backbone, **{**small, **options})
 
 
 def images_and_targets(first_label: int, masks: bool = True) -> tuple[list[torch.Tensor], list[dict]]:

@@ -156,7 +156,7 @@ def test_objects_of_a_picture_are_drawn(tmp_path, capsys):
         (["--dataset", "a", "--picture", "b"], "exactly one of --dataset and --picture"),
         (["--picture", "none.png"], "none.png"),
         (["--picture", "text.png", "--model", "there/is/nothing"], "The detector there/is/nothing cannot be loaded"),
-        (["--picture", "text.png"], "text.png cannot be read as a picture"),
+        (["--picture", "text.png"], "text.png cannot be read as an image"),
         (["--picture", "text.png", "--drawing", "found.gif"], "must be a .png, .jpg, .jpeg file"),
         (["--dataset", "pictures", "--annotations", "objects.json"], r"has 10 classes and the data 3; class 0 is '0'"),
     ],
