@@ -228,7 +228,7 @@ def slow_head(head: str, module: nn.Module, maps: list[torch.Tensor]) -> torch.T
                     x = slow_resize(x, maps[level - 1 - number].shape[-2:])
             total = total + x
         x = total
-    conv = module.classifier[1]
+    conv = module.classifier
     return slow_conv(x, conv.weight) + conv.bias[:, None, None]
 
 
