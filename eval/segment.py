@@ -23,7 +23,7 @@ from demo_diffusion.cli.options import OptionParser, check_options, option
 from demo_diffusion.data.masks import MasksConfig, load_masks
 from demo_diffusion.data.preparation import read_rgb
 from demo_diffusion.eval.features.extractors import full_precision
-from demo_diffusion.eval.metrics.segmentation import measure_overlap, predict_classes
+from demo_diffusion.eval.metrics.segmentation import View, measure_overlap, predict_classes
 from demo_diffusion.eval.reports.overlays import overlay, save_overlays
 from demo_diffusion.models.classifiers import check_classes
 from demo_diffusion.records.files import check_output_file, write_json, write_whole
@@ -46,17 +46,22 @@ class SegmentConfig:
     drawing: str | None = option(None, "picture file to write: what was found, for a dataset beside what is there")
     window: int | None = option(None, "side of the sliding window in pixels; None: the whole image", above=0)
     stride: int | None = option(None, "pixels between windows; None: two thirds of the window", above=0)
+    shorter_side: int | None = option(None, "images are resized to it (ADE20K: 512); None: they are not", above=0)
     num_workers: int = option(0, "processes that read images", least=0)
     out: str | None = option(None, "JSON file to write")
+
+    def view(self) -> View:
+        return View(self.window, self.stride, self.shorter_side)
 
     def check(self) -> None:
         """Raises ValueError if an option is missing or out of range."""
         check_options(self, "--")
         if bool(self.dataset) == bool(self.picture):
             raise ValueError(f"Give exactly one of --dataset and --picture; got {self.dataset!r} and {self.picture!r}.")
-        for path in (self.out, self.drawing):
+        self.view()
+        for path, suffixes in ((self.out, ()), (self.drawing, (".png", ".jpg", ".jpeg"))):
             if path is not None:
-                check_output_file(Path(path))
+                check_output_file(Path(path), suffixes)
 
 
 def load_segmenter(name: str) -> nn.Module:
@@ -73,12 +78,11 @@ def measure(config: SegmentConfig, segmenter: nn.Module, state: PartialState) ->
     data = MasksConfig(config.dataset, config.masks, config.kind, num_labels, config.num_scenes, config.side)
     pixels = load_masks(data, is_training=False)
     check_classes(config.model, segmenter, pixels.id2label)
-    windows = {"window": config.window, "stride": config.stride}
-    overlap = measure_overlap(segmenter, pixels.dataset, state, config.num_workers, **windows)
+    overlap = measure_overlap(segmenter, pixels.dataset, state, config.num_workers, config.view())
     if state.is_main_process:
         print(overlap)
         if config.drawing is not None:
-            save_overlays(Path(config.drawing), segmenter, pixels.dataset, state.device, **windows)
+            save_overlays(Path(config.drawing), segmenter, pixels.dataset, state.device, config.view())
     return dataclasses.asdict(overlap)
 
 
@@ -86,7 +90,7 @@ def measure(config: SegmentConfig, segmenter: nn.Module, state: PartialState) ->
 def color(config: SegmentConfig, segmenter: nn.Module, state: PartialState) -> dict:
     """The share of each class in one picture; writes the drawing."""
     image = torch.from_numpy(np.array(read_rgb(Path(config.picture)))).permute(2, 0, 1)
-    classes = predict_classes(segmenter, image[None].to(state.device), config.window, config.stride)[0].cpu()
+    classes = predict_classes(segmenter, image[None].to(state.device), config.view())[0].cpu()
     labels, counts = classes.unique(return_counts=True)
     names = segmenter.config.id2label
     shares = {names[int(i)]: int(n) / classes.numel() for i, n in zip(labels, counts, strict=True)}

@@ -48,9 +48,7 @@ class DigitScenes(Dataset):
     """
 
     def __init__(self, split: str, num_scenes: int, min_side: int = 128, max_side: int = 160, seed: int = 0):
-        require_packages(["sklearn"], "eval", "Making digit scenes")
-        if split not in SPLITS:
-            raise ValueError(f"Digit scenes have the splits {', '.join(SPLITS)}, not {split!r}.")
+        digits_of(split)  # checks
         if not 2 * DIGIT_SIDES[1] <= min_side <= max_side:
             raise ValueError(
                 f"Scenes have sides of {min_side} to {max_side} pixels; they must be at least {2 * DIGIT_SIDES[1]}, "
@@ -67,12 +65,19 @@ class DigitScenes(Dataset):
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
-        return _compose(random, *_digits(self.split), self.sides)
+        return _compose(random, *digits_of(self.split), self.sides)
 
 
 @cache
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(grey levels (N, 8, 8) in [0, 1], labels (N,)) of a split's digits."""
+def digits_of(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(grey levels (N, 8, 8) in [0, 1], labels (N,)) of a split's digits.
+
+    Raises:
+        ValueError: if the split is unknown or scikit-learn is missing.
+    """
+    require_packages(["sklearn"], "eval", "Making digit scenes")
+    if split not in SPLITS:
+        raise ValueError(f"Digit scenes have the splits {', '.join(SPLITS)}, not {split!r}.")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

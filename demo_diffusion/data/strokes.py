@@ -4,23 +4,26 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .scenes import SPLITS, DigitScenes, _digits
+from .scenes import SPLITS, digits_of
 
-STROKES_SIDES = (40, 64)  # pixels of a digit
-NUM_DIGITS = (2, 6)
+DIGIT_SIDES = (40, 64)  # pixels
+NUM_DIGITS = (2, 5)
+INK = 0.45  # of the darkest grey level: from here on a pixel is inside the digit
 
 
 class ThinStrokes(Dataset):
     """`num_scenes` pairs (image (H, W, 3) uint8, class map (H, W) uint8), a function of (seed, split, index).
 
     Raises:
-        ValueError: as `DigitScenes`, from which the splits of the digits come.
+        ValueError: if the split is unknown, the side leaves no room, or scikit-learn is missing.
     """
 
     def __init__(self, split: str, num_scenes: int, side: int = 96, seed: int = 0):
-        DigitScenes(split, num_scenes, max(side, 80), max(side, 80), seed)  # checks
-        if side < STROKES_SIDES[1]:
-            raise ValueError(f"Scenes of thin strokes have a side of {side}; it must be at least {STROKES_SIDES[1]}.")
+        digits_of(split)  # checks
+        if side < DIGIT_SIDES[1]:
+            raise ValueError(f"Scenes of thin strokes have a side of {side}; it must be at least {DIGIT_SIDES[1]}.")
+        if num_scenes < 1:
+            raise ValueError(f"There are {num_scenes} scenes; it must be at least one.")
         self.split, self.num_scenes, self.side, self.seed = split, num_scenes, side, seed
 
     def __len__(self) -> int:
@@ -30,20 +33,23 @@ class ThinStrokes(Dataset):
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, 7 + list(SPLITS).index(self.split), index))
-        digits, _ = _digits(self.split)
+        digits, _ = digits_of(self.split)
         image, classes = _ground(random, self.side), np.zeros((self.side, self.side), np.uint8)
-        for _ in range(random.integers(*NUM_DIGITS)):
-            side = int(random.integers(STROKES_SIDES[0], STROKES_SIDES[1] + 1))
-            digit = Image.fromarray(np.float32(digits[random.integers(len(digits))]))
-            inside = np.asarray(digit.resize((side, side), Image.Resampling.BICUBIC)) > 0.45
-            padded = np.pad(inside, 1)
-            eroded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        for _ in range(random.integers(NUM_DIGITS[0], NUM_DIGITS[1] + 1)):
+            side = int(random.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
+            outline = _outline(digits[random.integers(len(digits))], side)
             top, left = random.integers(0, self.side - side + 1, 2).tolist()
-            stroke = inside & ~eroded
-            classes[top : top + side, left : left + side][stroke] = 1
+            classes[top : top + side, left : left + side][outline] = 1
         image[classes == 1] -= random.integers(25, 60)
         image += random.normal(0, 6, image.shape)
         return image.clip(0, 255).astype(np.uint8), classes
+
+
+def _outline(digit: np.ndarray, side: int) -> np.ndarray:
+    """Pixels inside an enlarged digit that have a neighbour outside it, (side, side) bool."""
+    inside = np.asarray(Image.fromarray(np.float32(digit)).resize((side, side), Image.Resampling.BICUBIC)) > INK
+    padded = np.pad(inside, 1)
+    return inside & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
 
 
 def _ground(random: np.random.Generator, side: int) -> np.ndarray:

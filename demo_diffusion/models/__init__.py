@@ -1,8 +1,9 @@
 """The networks.
 
 Read `mobile_block` (i2RMB) and `spanning_attention` first, then `transformer_demo` and `class_conditional` (what D-EMO
-shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `detection` the detectors on
-them, `layers` what several share, and `operators` chooses the implementation of each operator.
+shares with DiT and SiT), `transformer_dit` and `presets`. `emov2` has the classifiers, `detection` and
+`segmentation` the detectors and segmenters on them, `layers` what several share, and `operators` chooses the
+implementation of each operator.
 """
 
 from .autoencoder_taef2 import AutoencoderTAEF2
@@ -14,6 +15,14 @@ from .emov2.modeling import EMOv2Backbone, EMOv2ForImageClassification, EMOv2Mod
 from .emov2.presets import create_emov2, list_emov2
 from .mobile_block import MobileBlock, MobileMixer
 from .presets import create_transformer, list_transformers
+from .segmentation import (
+    EMOv2ForSemanticSegmentation,
+    UEMOConfig,
+    UEMOForSemanticSegmentation,
+    create_segmenter,
+    list_heads,
+    predict_logits,
+)
 from .spanning_attention import ATTENTION_MODES, spanning_attention
 from .transformer_demo import DEMOTransformer2DModel
 from .transformer_dit import DiTModel
@@ -29,15 +38,21 @@ __all__ = [
     "EMOv2Detector",
     "EMOv2DetectorConfig",
     "EMOv2ForImageClassification",
+    "EMOv2ForSemanticSegmentation",
     "EMOv2Model",
     "MobileBlock",
     "MobileMixer",
+    "UEMOConfig",
+    "UEMOForSemanticSegmentation",
     "create_detector",
     "create_emov2",
+    "create_segmenter",
     "create_transformer",
     "list_detectors",
     "list_emov2",
+    "list_heads",
     "list_transformers",
+    "predict_logits",
     "register_emov2",
     "spanning_attention",
 ]

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 MAX_LISTED = 5
+ALIGNMENT = 64  # bytes: PyTorch's own tensors begin at multiples of it
 FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
 
 
@@ -42,6 +43,7 @@ class CheckedLoading:
             if not is_local:
                 where = {key: options.get(key) for key in ("revision", "cache_dir")}
                 _check_dtypes(name, Path(snapshot_download(str(name), local_files_only=True, **where)), options)
+        align(model)
         return (model, info) if output_loading_info else model
 
 
@@ -69,6 +71,16 @@ def check_loaded(name: str | Path, model: nn.Module, info: Mapping, new_layers: 
             f"The weights of {name} are not those of a {type(model).__name__} with its config: there are "
             f"{'; '.join(listed)}. Bring back a good copy, or save it again with save_pretrained."
         )
+
+
+def align(model: nn.Module) -> None:
+    """Moves what a file's layout put at uneven places of the memory: a CPU's sums round by where their numbers lie.
+
+    So a loaded network gives what the saved one gave, bit by bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def untouched_statistics(model: nn.Module) -> list[str]:

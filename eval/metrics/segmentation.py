@@ -9,11 +9,37 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2.functional import normalize
+from torchvision.transforms.v2.functional import resize as resize_picture
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from demo_diffusion.models.segmentation import predict_logits
+from demo_diffusion.models.segmentation.heads import resize
+from demo_diffusion.models.segmentation.sliding_window import window_stride
 
 IGNORED = 255
+
+
+@dataclass
+class View:
+    """How a segmenter sees a picture.
+
+    Attributes:
+        window, stride: see `predict_logits`.
+        shorter_side: the picture is resized to it, and the logits to the picture; None: it is seen as it is.
+
+    Raises:
+        ValueError: if the stride is not allowed.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    shorter_side: int | None = None
+
+    def __post_init__(self):
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"stride is {self.stride}; it is for a sliding window: give a window too.")
+        if self.window is not None:
+            window_stride(self.window, self.stride)
 
 
 @dataclass
@@ -62,15 +88,14 @@ def measure_overlap(
     samples: Dataset,
     state: Accelerator | PartialState,
     num_workers: int = 0,
-    window: int | None = None,
-    stride: int | None = None,
+    view: View | None = None,
 ) -> Overlap:
     """Every process of `state` measures its share of the samples, one at a time; every process gets the whole result.
 
     Args:
         network: a segmenter in eval mode, on the device.
         samples: (image (3, H, W) uint8, class ids (H, W)), as `load_masks` gives them.
-        window, stride: see `predict_logits`.
+        view: how it sees them; None: whole and as they are.
     """
     require_packages(["torchmetrics"], "segmentation", "Measuring a segmenter")
     from torchmetrics.classification import MulticlassConfusionMatrix
@@ -79,7 +104,7 @@ def measure_overlap(
     metric = metric.to(state.device)
     share = Subset(samples, range(state.process_index, len(samples), state.num_processes))
     for images, classes in DataLoader(share, 1, num_workers=num_workers):
-        metric.update(predict_classes(network, images.to(state.device), window, stride), classes.to(state.device))
+        metric.update(predict_classes(network, images.to(state.device), view), classes.to(state.device))
     confusion = metric.confmat
     if state.num_processes > 1:
         torch.distributed.all_reduce(confusion)
@@ -91,8 +116,10 @@ def prepare(images: torch.Tensor) -> torch.Tensor:
     return normalize(images.float() / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
-def predict_classes(
-    network: nn.Module, images: torch.Tensor, window: int | None = None, stride: int | None = None
-) -> torch.Tensor:
+def predict_classes(network: nn.Module, images: torch.Tensor, view: View | None = None) -> torch.Tensor:
     """Class ids (B, H, W) of uint8 images (B, 3, H, W) on the network's device."""
-    return predict_logits(network, prepare(images), window, stride).argmax(1)
+    view, size = view or View(), images.shape[-2:]
+    if view.shorter_side is not None:
+        factor = view.shorter_side / min(size)
+        images = resize_picture(images, [max(1, round(side * factor)) for side in size])
+    return resize(predict_logits(network, prepare(images), view.window, view.stride), size).argmax(1)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from demo_diffusion.eval.metrics.segmentation import predict_classes
+from demo_diffusion.eval.metrics.segmentation import View, predict_classes
 from demo_diffusion.records.figures import labelled_grid
 from demo_diffusion.records.files import write_whole
 
@@ -32,12 +32,12 @@ def overlay(image: torch.Tensor, classes: torch.Tensor) -> Image.Image:
 
 
 @torch.inference_mode()
-def save_overlays(path: Path, network: nn.Module, samples: Dataset, device: torch.device, **window: int | None) -> None:
+def save_overlays(path: Path, network: nn.Module, samples: Dataset, device: torch.device, view: View) -> None:
     """Writes a picture with the first images: what is there above, what was found below."""
     there, found = [], []
     for index in range(min(NUM_IMAGES, len(samples))):
         image, classes = samples[index]
-        guess = predict_classes(network, image[None].to(device), **window)[0].cpu()
+        guess = predict_classes(network, image[None].to(device), view)[0].cpu()
         for row, labels in ((there, classes), (found, guess)):
             picture = overlay(image, labels)
             scale = CELL / max(picture.size)

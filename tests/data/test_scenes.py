@@ -31,7 +31,7 @@ def test_boxes_masks_and_class_map_agree(split):
 
 
 def test_digits_are_divided_before_scenes_are_made():
-    (train, train_labels), (test, test_labels) = (scenes._digits(split) for split in ("train", "test"))
+    (train, train_labels), (test, test_labels) = (scenes.digits_of(split) for split in ("train", "test"))
     assert len(train) + len(test) == 1797 and set(train_labels) == set(test_labels) == set(range(10))
     from sklearn.datasets import load_digits
 

@@ -7,6 +7,7 @@ from typing import Literal
 from demo_diffusion.cli.config_file import read_config
 from demo_diffusion.cli.options import check_options, option
 from demo_diffusion.data.masks import MasksConfig
+from demo_diffusion.eval.metrics.segmentation import View
 from demo_diffusion.models.segmentation.configuration import UEMOConfig
 from demo_diffusion.models.segmentation.presets import segmenter_config
 from demo_diffusion.train.classification.config import (
@@ -108,6 +109,13 @@ class SegmentationRunConfig(RunConfig):
     eval_every: int = option(0, "steps between measurements of the moving average; 0: only at the end", least=0)
     eval_window: int | None = option(None, "side of the sliding window in pixels; None: the whole image", above=0)
     eval_stride: int | None = option(None, "pixels between windows; None: two thirds of the window", above=0)
+    eval_shorter_side: int | None = option(
+        None, "images are resized to it before they are measured; None: they are not", above=0
+    )
+
+    def view(self) -> View:
+        """How the segmenter sees what it is measured on."""
+        return View(self.eval_window, self.eval_stride, self.eval_shorter_side)
 
 
 @dataclass
@@ -128,6 +136,7 @@ class SegmentationTrainingConfig:
         check_options(self)
         check_common(self.optimization)
         check_length(self.optimization)
+        self.run.view()
         if self.model.head in UNETS:
             UEMOConfig(**self.model.unet_options())
         else:

@@ -20,10 +20,13 @@ CARD = """---
 {num_steps:,} steps of {batch_size}.
 
 ```python
-import demo_diffusion.models.segmentation  # registers the segmenters with transformers' Auto classes
-from transformers import AutoModelForSemanticSegmentation
+import demo_diffusion  # makes transformers' Auto classes know the segmenter
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 segmenter = AutoModelForSemanticSegmentation.from_pretrained("{name}").eval()
+processor = AutoImageProcessor.from_pretrained("{name}")
+found = segmenter(**processor(image, return_tensors="pt"))  # a PIL image
+(classes,) = processor.post_process_semantic_segmentation(found, [image.size[::-1]])  # (H, W), class ids
 ```
 
 ## Measured

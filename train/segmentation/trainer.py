@@ -7,6 +7,7 @@ from demo_diffusion.cli.command import require_packages
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import SegformerImageProcessor
 
 from demo_diffusion.data.masks import describe_masks, load_masks
 from demo_diffusion.eval.metrics.segmentation import Overlap, measure_overlap
@@ -119,9 +120,8 @@ class SegmentationTrainer(Trainer):
         folder, model_folder = self.folder.path, self.folder.path / "model"
         if self.rows:
             save_loss_curves(folder / "loss.png", {folder.name: self.rows})
-        windows = {"window": self.config.run.eval_window, "stride": self.config.run.eval_stride}
-        samples = self.val_pixels.dataset
-        save_overlays(folder / "overlays.png", network, samples, self.accelerator.device, **windows)
+        view, samples = self.config.run.view(), self.val_pixels.dataset
+        save_overlays(folder / "overlays.png", network, samples, self.accelerator.device, view)
         results = {
             **dataclasses.asdict(self.overlap),
             "step": self.num_steps,
@@ -133,6 +133,7 @@ class SegmentationTrainer(Trainer):
 
         def write(path):
             network.save_pretrained(path)
+            SegformerImageProcessor(do_resize=False).save_pretrained(path)
             write_segmentation_card(folder, path, self.config, results)
 
         write_whole(model_folder, write)
@@ -144,6 +145,4 @@ class SegmentationTrainer(Trainer):
         """The overlap of the moving average on the validation images. Every process must call it."""
         run, workers = self.config.run, self.config.data.num_workers
         samples = self.val_pixels.dataset
-        return measure_overlap(
-            self.average_network(), samples, self.accelerator, workers, run.eval_window, run.eval_stride
-        )
+        return measure_overlap(self.average_network(), samples, self.accelerator, workers, run.view())

@@ -20,11 +20,15 @@ def resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-class Classifier(nn.Sequential):
-    """Dropout of whole channels, then a 1×1 convolution: (B, C, H, W) -> (B, labels, H, W)."""
+class Classifier(nn.Conv2d):
+    """A 1×1 convolution behind a dropout of whole channels: (B, C, H, W) -> (B, labels, H, W)."""
 
     def __init__(self, channels: int, num_labels: int, dropout: float):
-        super().__init__(nn.Dropout2d(dropout), nn.Conv2d(channels, num_labels, 1))
+        super().__init__(channels, num_labels, 1)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(x))
 
 
 class DeepLabV3Head(nn.Module):

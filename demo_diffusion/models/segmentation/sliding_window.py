@@ -25,9 +25,7 @@ def predict_logits(
     height, width = pixel_values.shape[-2:]
     if window is None:
         return resize(network(pixel_values).logits.float(), (height, width))
-    stride = max(1, 2 * window // 3) if stride is None else stride
-    if not 1 <= stride <= window:
-        raise ValueError(f"stride is {stride}; it must be from 1 to the window of {window} pixels.")
+    stride = window_stride(window, stride)
     total = count = None
     for top, left in product(_starts(height, window, stride), _starts(width, window, stride)):
         area = (..., slice(top, top + window), slice(left, left + window))
@@ -39,6 +37,14 @@ def predict_logits(
         total[area] += logits
         count[area] += 1
     return total / count
+
+
+def window_stride(window: int, stride: int | None) -> int:
+    """Pixels from one window to the next; raises ValueError if windows would leave pixels out."""
+    stride = max(1, 2 * window // 3) if stride is None else stride
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride is {stride}; it must be from 1 to the window of {window} pixels.")
+    return stride
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:

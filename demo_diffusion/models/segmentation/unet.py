@@ -16,7 +16,7 @@ from demo_diffusion.models.loading import CheckedLoading
 from demo_diffusion.models.mobile_block import MobileBlock
 
 from .configuration import UEMOConfig
-from .heads import DeepLabV3Head, FCNHead, resize
+from .heads import Classifier, DeepLabV3Head, FCNHead, resize
 from .losses import check_labels, segmentation_loss
 
 
@@ -125,7 +125,10 @@ class UEMOForSemanticSegmentation(CheckedLoading, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, Classifier):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
