@@ -265,9 +265,9 @@ def test_wrong_options_end_in_one_line(options, message, tmp_path, capsys):
         (["--dataset", "a", "--picture", "b"], "exactly one of --dataset and --picture"),
         (["--picture", "none.png"], "none.png"),
         (["--picture", "text.png", "--model", "there/is/nothing"], "The segmenter there/is/nothing cannot be loaded"),
-        (["--picture", "text.png"], "text.png cannot be read as a picture"),
+        (["--picture", "text.png"], "text.png cannot be read as an image"),
         (["--picture", "text.png", "--drawing", "found.gif"], "must be a .png, .jpg, .jpeg file"),
-        (["--dataset", "digit_scenes"], "has 5 classes and the data 11"),
+        (["--dataset", "digit_scenes"], "has 5 classes, the data 11"),
         (["--dataset", "images"], "images needs --masks"),
         (
             ["--picture", "text.png", "--window", "8", "--stride", "9"],
