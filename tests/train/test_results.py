@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.train.diffusion.config import parse_config
 from demo_diffusion.train.diffusion.official_losses import official_losses
-from demo_diffusion.train.engine import hub
+from tests.support.hub import use_fake_hub
 from tests.support.runs import ROOT, train
 
 THEIRS = ("stabilityai/sd-vae-ft-ema", 1000)
@@ -66,27 +66,12 @@ def test_the_authors_curve_lies_under_the_run_s(tmp_path):
     assert (tmp_path / "both.png").stat().st_size > 10_000
 
 
-class FakeHub:
-    uploads, fails = [], False
-
-    def whoami(self):
-        return {"name": "someone"}
-
-    def create_repo(self, repo_id, exist_ok):
-        assert exist_ok
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        if self.fails:
-            raise ConnectionError("no route")
-        self.uploads.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
-
-
 def test_the_result_is_uploaded_with_its_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "HfApi", FakeHub)
+    fake_hub = use_fake_hub(monkeypatch)
     run = train(tmp_path / "run", push_to_hub="someone/digits", knn_samples=10)
-    ((repo_id, files),) = FakeHub.uploads
+    ((repo_id, files),) = fake_hub.uploads
     assert repo_id == "someone/digits"
-    assert {"README.md", "samples.png", "loss.png", "model_index.json", "transformer", "scheduler"} <= set(files)
+    assert {"README.md", "samples.png", "loss.png", "model_index.json", "transformer", "scheduler"} <= files
     text = (run / "pipeline/README.md").read_text()
     card = ModelCard(text)
     assert "class-conditional-image-generation" in card.data.tags
@@ -96,7 +81,7 @@ def test_the_result_is_uploaded_with_its_card(tmp_path, monkeypatch):
     assert f"| nearest-neighbour accuracy, guidance 1.5 | {accuracy:.6g} |" in text
     assert 'from_pretrained("someone/digits")' in text
 
-    monkeypatch.setattr(FakeHub, "fails", True)
+    fake_hub.fails = True
     with pytest.raises(SystemExit, match="cannot be uploaded.*no route.*hf upload someone/digits"):
         train(run, push_to_hub="someone/digits", knn_samples=10)
     assert (run / "pipeline/model_index.json").is_file()

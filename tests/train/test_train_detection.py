@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,6 +26,7 @@ from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.engine.schedules import flat_cosine
 from demo_diffusion.train.train_detection import main
 from tests.support.coco import annotation, coco_content, coco_folder
+from tests.support.hub import use_fake_hub
 from tests.support.project import ROOT
 from tests.support.runs import first_steps_of
 
@@ -49,6 +51,7 @@ TINY = {
     "lr_schedule": "flat_cosine",
     "warmup_steps": 1,
     "ema_decay": 0.5,
+    "box_batch_size_per_image": 16,
     "log_every": 1,
     "checkpoint_every": 2,
 }
@@ -106,7 +109,8 @@ def test_a_run_leaves_a_detector_and_goes_on_bit_by_bit(detector, tmp_path):
 
 
 @pytest.mark.parametrize("detector", ["RetinaNet", pytest.param("MaskRCNN", marks=pytest.mark.proof)])
-def test_a_folder_with_a_coco_file_trains_and_is_measured(detector, tmp_path, capsys):
+def test_a_folder_with_a_coco_file_trains_and_is_measured(detector, tmp_path, capsys, monkeypatch):
+    fake_hub = use_fake_hub(monkeypatch)
     images, file = coco_folder(tmp_path)
     classifier = tmp_path / "classifier"
     network = create_emov2(
@@ -118,7 +122,10 @@ def test_a_folder_with_a_coco_file_trains_and_is_measured(detector, tmp_path, ca
     data = {"dataset": images, "annotations": file, "val_annotations": file}
     options = {"detector": detector, "backbone_weights": classifier, "freeze_first_stage": True, "num_steps": 1}
     options |= {"warmup_steps": 0, "checkpoint_every": 10}
-    run = train(tmp_path / "run", **data, **options, freeze_batch_norm=True)
+    run = train(tmp_path / "run", **data, **options, freeze_batch_norm=True, push_to_hub="someone/objects")
+    assert fake_hub.uploads == [("someone/objects", {path.name for path in (run / "model").iterdir()})]
+    card = ModelCard((run / "model/README.md").read_text())
+    assert card.data.pipeline_tag == "object-detection" and 'from_pretrained("someone/objects")' in card.text
     start, trained = (load_file(path / "model.safetensors") for path in (classifier, run / "model"))
     frozen = [name for name in start if name.startswith(("emov2.stem.", "emov2.stages.0."))]
     moved = [name for name in start if name.startswith("emov2.stages.1.") and "running" not in name]

@@ -17,12 +17,12 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from demo_diffusion.eval.metrics.segmentation import predict_classes, prepare
 from demo_diffusion.eval.segment import main as segment
 from demo_diffusion.records.run_records import read_losses
-from demo_diffusion.train.engine import hub
 from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.segmentation.config import UNETS, parse_config
 from demo_diffusion.train.segmentation.data import AugmentedPixels
 from demo_diffusion.train.segmentation.trainer import SegmentationTrainer
 from demo_diffusion.train.train_segmentation import main
+from tests.support.hub import use_fake_hub
 from tests.support.project import ROOT
 from tests.support.segmenters import HEADS, small_unet
 
@@ -137,24 +137,11 @@ def folders(tmp_path) -> dict[str, str]:
 FEW_STEPS = {"num_steps": 1, "checkpoint_every": 10, "num_classes": 3}
 
 
-class FakeHub:
-    uploads = []
-
-    def whoami(self):
-        return {"name": "someone"}
-
-    def create_repo(self, repo_id, exist_ok):
-        assert exist_ok
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        self.uploads.append((repo_id, {path.name for path in folder_path.iterdir()}))
-
-
 @pytest.mark.parametrize("options", [{"head": "fpn"}, {**UNET, "mixed_precision": "bf16"}], ids=["fpn", "uemo-bf16"])
 def test_folders_train_and_the_model_is_uploaded(options, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "HfApi", FakeHub)
+    fake_hub = use_fake_hub(monkeypatch)
     run = train(tmp_path / "run", **{**options, **folders, **FEW_STEPS}, push_to_hub="someone/pixels")
-    repo_id, files = FakeHub.uploads.pop()
+    ((repo_id, files),) = fake_hub.uploads
     assert repo_id == "someone/pixels" and files >= {"config.json", "model.safetensors", "README.md", "overlays.png"}
     card = (run / "model/README.md").read_text()
     assert ModelCard(card).data.pipeline_tag == "image-segmentation" and 'from_pretrained("someone/pixels")' in card
