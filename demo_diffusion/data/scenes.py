@@ -43,20 +43,33 @@ class Scene:
 class DigitScenes(Dataset):
     """`num_scenes` scenes whose width and height are each drawn from `min_side` to `max_side` pixels.
 
+    Args:
+        digit_sides: least and largest side of a digit in pixels.
+
     Raises:
         ValueError: if the split is unknown, the sides leave no room, or scikit-learn is missing.
     """
 
-    def __init__(self, split: str, num_scenes: int, min_side: int = 128, max_side: int = 160, seed: int = 0):
+    def __init__(
+        self,
+        split: str,
+        num_scenes: int,
+        min_side: int = 128,
+        max_side: int = 160,
+        seed: int = 0,
+        digit_sides: tuple[int, int] = DIGIT_SIDES,
+    ):
         digits_of(split)  # checks
-        if not 2 * DIGIT_SIDES[1] <= min_side <= max_side:
+        least = max(2 * DIGIT_SIDES[1], digit_sides[1])
+        if not least <= min_side <= max_side:
             raise ValueError(
-                f"Scenes have sides of {min_side} to {max_side} pixels; they must be at least {2 * DIGIT_SIDES[1]}, "
-                "and the least no more than the most."
+                f"Scenes have sides of {min_side} to {max_side} pixels; they must be at least {least}, and the least "
+                "no more than the most."
             )
         if num_scenes < 1:
             raise ValueError(f"There are {num_scenes} scenes; it must be at least one.")
         self.split, self.num_scenes, self.sides, self.seed = split, num_scenes, (min_side, max_side), seed
+        self.digit_sides = digit_sides
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -65,7 +78,7 @@ class DigitScenes(Dataset):
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
-        return _compose(random, *digits_of(self.split), self.sides)
+        return _compose(random, *digits_of(self.split), self.sides, self.digit_sides)
 
 
 @cache
@@ -87,13 +100,19 @@ def digits_of(split: str) -> tuple[np.ndarray, np.ndarray]:
     return digits.images[chosen] / 16, digits.target[chosen]
 
 
-def _compose(random: np.random.Generator, digits: np.ndarray, names: np.ndarray, sides: tuple[int, int]) -> Scene:
+def _compose(
+    random: np.random.Generator,
+    digits: np.ndarray,
+    names: np.ndarray,
+    sides: tuple[int, int],
+    digit_sides: tuple[int, int],
+) -> Scene:
     width, height = random.integers(sides[0], sides[1] + 1, 2).tolist()
     image = _paper(random, width, height)
     boxes, labels, masks = [], [], []
     for _ in range(random.integers(1, MOST_DIGITS + 1)):
         number = random.integers(len(digits))
-        side = int(random.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
+        side = int(random.integers(digit_sides[0], digit_sides[1] + 1))
         ink = np.asarray(Image.fromarray(np.float32(digits[number])).resize((side, side), Image.Resampling.BICUBIC))
         place = _free_place(random, ink > INK, masks, (height, width))
         if place is None:

@@ -12,9 +12,11 @@ from demo_diffusion.eval.studies import (
     loading,
     metric_sensitivity,
     pipeline_overhead,
+    ssd_anchor_precision,
     ssd_anchors,
 )
 from demo_diffusion.train.cache_latents import main as cache_latents
+from tests.support.detectors import TINY, small_detector
 from tests.support.evaluation import pictures
 from tests.support.images import image_folder
 from tests.support.pipelines import tiny_vae
@@ -92,3 +94,13 @@ def test_scaled_anchors_fit_large_objects_and_the_authors_small_ones(capsys):
     shares = {side: (int(theirs[:-1]), int(scaled[:-1])) for side, _, theirs, _, scaled in rows}
     assert shares["320–480"][0] < 50 and shares["320–480"][1] == 100
     assert shares["32–96"][0] > shares["32–96"][1]
+
+
+def test_both_settings_of_anchors_are_trained_and_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ssd_anchor_precision, "NUM_TEST_SCENES", 1)
+    small_detector("SSDLite", num_classes=10, **TINY).save_pretrained(tmp_path / "start")
+    ssd_anchor_precision.main([f"--start={tmp_path / 'start'}", "--steps=1", "--batch_size=2"])
+    _, _, *lines = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in rows] == ["64–96", "96–192", "192–320", "320–480"]
+    assert all(0 <= float(score) <= 100 for row in rows for score in row[1:])
