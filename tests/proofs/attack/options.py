@@ -7,11 +7,15 @@ from pathlib import Path
 from demo_diffusion.cli.options import Option, options_of
 from demo_diffusion.eval.benchmark import main as benchmark
 from demo_diffusion.eval.classify import ClassifyConfig
+from demo_diffusion.eval.detect import DetectConfig
 from demo_diffusion.eval.evaluate import EvaluationConfig
+from demo_diffusion.eval.segment import SegmentConfig
 from demo_diffusion.eval.table import main as table
 from demo_diffusion.train.classification.config import ClassificationTrainingConfig
+from demo_diffusion.train.detection.config import DetectionTrainingConfig
 from demo_diffusion.train.diffusion.config import DiffusionTrainingConfig
 from demo_diffusion.train.latents.config import CacheConfig
+from demo_diffusion.train.segmentation.config import SegmentationTrainingConfig
 from tests.support.commands import COMMANDS, make_ground
 
 from .judging import judge_command
@@ -22,8 +26,12 @@ CONFIGS = {
     "train_demo": DiffusionTrainingConfig,
     "train_emov2": ClassificationTrainingConfig,
     "cache_latents": CacheConfig,
+    "train_detection": DetectionTrainingConfig,
+    "train_segmentation": SegmentationTrainingConfig,
     "evaluate": EvaluationConfig,
     "classify": ClassifyConfig,
+    "detect": DetectConfig,
+    "segment": SegmentConfig,
 }
 NO_NUMBERS = ("four", "", "nan", "inf", "1e400", "0x10", "1,5", "[1]", "\x1b[31m4")
 HUGE = "1" + "0" * 20
@@ -72,7 +80,7 @@ def cases(root: Path) -> Iterator[Case]:
             yield _case(root, name, extra, must_be_refused=True)
         yield _case(root, name, [], out="a file")
         yield _case(root, name, [], out="below a file")
-    for command in ("train_demo", "train_emov2"):
+    for command in ("train_demo", "train_emov2", "train_detection", "train_segmentation"):
         for wrong, text in YAMLS.items():
             yield _yaml_case(root, command, wrong, text)
     for words in (["block", "--threads=0"], ["block", "--threads=x"], ["nothing"], [], ["block", f"--threads={HUGE}"]):
@@ -99,7 +107,7 @@ def _case(root: Path, name: str, extra: list[str], out: str = "", must_be_refuse
         if out:
             target.write_text("a file of the user")
             target = target / "x" if out == "below a file" else target
-        elif command.hold is None or name == "conversion to official":
+        elif not command.makes_folder:
             target.mkdir()
 
         def check() -> None:
