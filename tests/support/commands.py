@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from demo_diffusion.models.classifiers import image_processor
 from demo_diffusion.objectives import DDPMObjective
 from demo_diffusion.records.folder_lock import hold_folder, hold_target
 from demo_diffusion.train.cache_latents import main as cache_latents
+from demo_diffusion.train.engine.checkpoints import average_file
 from demo_diffusion.train.export_pipeline import main as export
 from demo_diffusion.train.train_demo import main as train_demo
 from demo_diffusion.train.train_detection import main as train_detection
@@ -76,7 +78,8 @@ def check_run(out: Path, variant: int, result: str, weights: str) -> None:
     assert f"seed: {variant}\n" in (out / "config.yaml").read_text()
     assert len(json.loads((out / "run.json").read_text())) == 1
     (checkpoint,) = (out / "checkpoints").glob("step-*")
-    written, average = load_file(out / result / weights), load_file(next(checkpoint.glob("ema_*.safetensors")))
+    decay = yaml.safe_load((out / "config.yaml").read_text())["optimization"]["ema_decay"]
+    written, average = load_file(out / result / weights), load_file(checkpoint / average_file(decay))
     assert any(torch.equal(written[name], average[name]) for name in written if written[name].is_floating_point())
     assert all(torch.equal(value, average[name]) for name, value in written.items())
     assert (out / result / "README.md").is_file()
