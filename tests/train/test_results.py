@@ -10,6 +10,7 @@ from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.train.diffusion.config import parse_config
 from demo_diffusion.train.diffusion.official_losses import official_losses
 from demo_diffusion.train.engine import hub
+from tests.support.hub import FakeHub
 from tests.support.runs import ROOT, train
 
 THEIRS = ("stabilityai/sd-vae-ft-ema", 1000)
@@ -64,21 +65,6 @@ def test_the_authors_curve_lies_under_the_run_s(tmp_path):
         tmp_path / "both.png", {"mine": mine, "official": official_losses(config_of("demo_s_2"), *THEIRS, 2000)}
     )
     assert (tmp_path / "both.png").stat().st_size > 10_000
-
-
-class FakeHub:
-    uploads, fails = [], False
-
-    def whoami(self):
-        return {"name": "someone"}
-
-    def create_repo(self, repo_id, exist_ok):
-        assert exist_ok
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        if self.fails:
-            raise ConnectionError("no route")
-        self.uploads.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
 
 
 def test_the_result_is_uploaded_with_its_card(tmp_path, monkeypatch):

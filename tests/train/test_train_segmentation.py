@@ -23,6 +23,7 @@ from demo_diffusion.train.segmentation.config import UNETS, parse_config
 from demo_diffusion.train.segmentation.data import AugmentedPixels
 from demo_diffusion.train.segmentation.trainer import SegmentationTrainer
 from demo_diffusion.train.train_segmentation import main
+from tests.support.hub import FakeHub
 from tests.support.project import ROOT
 from tests.support.segmenters import HEADS, small_unet
 
@@ -137,25 +138,13 @@ def folders(tmp_path) -> dict[str, str]:
 FEW_STEPS = {"num_steps": 1, "checkpoint_every": 10, "num_classes": 3}
 
 
-class FakeHub:
-    uploads = []
-
-    def whoami(self):
-        return {"name": "someone"}
-
-    def create_repo(self, repo_id, exist_ok):
-        assert exist_ok
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        self.uploads.append((repo_id, {path.name for path in folder_path.iterdir()}))
-
-
 @pytest.mark.parametrize("options", [{"head": "fpn"}, {**UNET, "mixed_precision": "bf16"}], ids=["fpn", "uemo-bf16"])
 def test_folders_train_and_the_model_is_uploaded(options, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HfApi", FakeHub)
     run = train(tmp_path / "run", **{**options, **folders, **FEW_STEPS}, push_to_hub="someone/pixels")
     repo_id, files = FakeHub.uploads.pop()
-    assert repo_id == "someone/pixels" and files >= {"config.json", "model.safetensors", "README.md", "overlays.png"}
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "overlays.png"}
+    assert repo_id == "someone/pixels" and set(files) == expected
     card = (run / "model/README.md").read_text()
     assert ModelCard(card).data.pipeline_tag == "image-segmentation" and 'from_pretrained("someone/pixels")' in card
     assert all(row["loss"] > 0 for row in read_losses(run))
