@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from demo_diffusion.cli.options import option
+from demo_diffusion.models.segmentation.configuration import IGNORED
 from demo_diffusion.records.hashes import tensor_hash
 
 from .facts import COMPARED_IMAGES
@@ -18,7 +19,6 @@ from .preparation import read_rgb
 from .scenes import DigitScenes
 from .strokes import ThinStrokes
 
-IGNORED = 255
 SCENES, STROKES = "digit_scenes", "thin_strokes"
 GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 

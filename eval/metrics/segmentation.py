@@ -13,10 +13,9 @@ from torchvision.transforms.v2.functional import resize as resize_picture
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from demo_diffusion.models.segmentation import predict_logits
+from demo_diffusion.models.segmentation.configuration import IGNORED
 from demo_diffusion.models.segmentation.heads import resize
 from demo_diffusion.models.segmentation.sliding_window import window_stride
-
-IGNORED = 255
 
 
 @dataclass
@@ -96,6 +95,9 @@ def measure_overlap(
         network: a segmenter in eval mode, on the device.
         samples: (image (3, H, W) uint8, class ids (H, W)), as `load_masks` gives them.
         view: how it sees them; None: whole and as they are.
+
+    Raises:
+        ValueError: if no pixel counts.
     """
     require_packages(["torchmetrics"], "segmentation", "Measuring a segmenter")
     from torchmetrics.classification import MulticlassConfusionMatrix
@@ -108,6 +110,8 @@ def measure_overlap(
     confusion = metric.confmat
     if state.num_processes > 1:
         torch.distributed.all_reduce(confusion)
+    if not confusion.any():
+        raise ValueError(f"No pixel of the {len(samples):,} images counts: every label is {IGNORED}.")
     return overlap_of(confusion.cpu(), len(samples))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from demo_diffusion.eval.metrics.segmentation import View, predict_classes
+from demo_diffusion.models.segmentation.configuration import IGNORED
 from demo_diffusion.records.figures import labelled_grid
 from demo_diffusion.records.files import write_whole
 
@@ -25,7 +26,7 @@ def overlay(image: torch.Tensor, classes: torch.Tensor) -> Image.Image:
     """The picture (3, H, W) uint8 with its classes (H, W), all but class 0 and the ignored, in colour."""
     pixels = image.permute(1, 2, 0).float().clone()
     for label in classes.unique().tolist():
-        if label not in (0, 255):
+        if label not in (0, IGNORED):
             where = classes == label
             pixels[where] = 0.4 * pixels[where] + 0.6 * torch.tensor(color_of(label)).float()
     return Image.fromarray(pixels.byte().cpu().numpy())

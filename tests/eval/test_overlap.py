@@ -42,6 +42,8 @@ def test_ignored_pixels_count_nowhere_and_absent_classes_in_no_mean():
     overlap = measured([[[0, 1, 1]]], [[[0, 255, 1]]], 3)
     assert (overlap.miou, overlap.aacc, overlap.macc, overlap.mdice) == (1, 1, 1, 1)
     assert overlap.iou == [1, 1, None]
+    with pytest.raises(ValueError, match="No pixel of the 1 images counts: every label is 255"):
+        measured([[[0, 1]]], [[[255, 255]]], 2)
 
 
 def test_a_class_that_is_found_and_not_there_lowers_miou_and_not_macc():

@@ -283,6 +283,13 @@ def test_the_loss_divides_by_all_pixels_and_adds_the_auxiliary_heads():
     torch.testing.assert_close(out.loss, segmentation_loss(out.logits, labels, 255))
 
 
+@pytest.mark.parametrize("block", ["i2rmb", "conv"])
+def test_a_new_unet_gives_each_class_the_same_chance(block):
+    model = small_unet(block, auxiliary=True, layer_scale_init_value=1.0).train()
+    loss = model(torch.randn(2, 3, 32, 32), torch.randint(5, (2, 32, 32))).loss
+    assert loss.item() == pytest.approx(1.4 * math.log(5), rel=0.02)
+
+
 def every_segmenter():
     for backbone in ("EMOv2-1M", "EMOv1-1M"):
         for head in HEADS:

@@ -142,7 +142,8 @@ def test_folders_train_and_the_model_is_uploaded(options, folders, tmp_path, mon
     fake_hub = use_fake_hub(monkeypatch)
     run = train(tmp_path / "run", **{**options, **folders, **FEW_STEPS}, push_to_hub="someone/pixels")
     ((repo_id, files),) = fake_hub.uploads
-    assert repo_id == "someone/pixels" and files >= {"config.json", "model.safetensors", "README.md", "overlays.png"}
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "overlays.png"}
+    assert repo_id == "someone/pixels" and files == expected
     card = (run / "model/README.md").read_text()
     assert ModelCard(card).data.pipeline_tag == "image-segmentation" and 'from_pretrained("someone/pixels")' in card
     assert all(row["loss"] > 0 for row in read_losses(run))

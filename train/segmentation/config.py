@@ -89,7 +89,12 @@ class SegmentationAugmentationConfig:
     )
     min_scale: float = option(1.0, "least factor by which an image is scaled", above=0)
     max_scale: float = option(1.0, "largest factor by which an image is scaled", above=0)
-    most_of_a_class: float = option(1.0, "largest share of a crop that one class may have", above=0, most=1)
+    most_of_a_class: float = option(
+        1.0,
+        "largest share of a crop that one class may have; crops of one class alone are drawn again",
+        above=0,
+        most=1,
+    )
     flip_probability: float = option(0.5, "share of horizontally mirrored images", least=0, most=1)
     photometric: bool = option(False, "brightness, contrast, saturation and hue")
 

@@ -7,8 +7,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
-from demo_diffusion.data.masks import IGNORED
 from demo_diffusion.eval.metrics.segmentation import prepare
+from demo_diffusion.models.segmentation.configuration import IGNORED
 from demo_diffusion.train.engine.random_state import random_state_of
 
 from .config import SegmentationAugmentationConfig
