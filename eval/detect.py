@@ -22,9 +22,10 @@ from demo_diffusion.data.preparation import read_rgb
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.detection import detect, measure_precision
 from demo_diffusion.eval.reports.detections import check_same_classes, class_names, save_comparison
+from demo_diffusion.eval.reports.result_files import check_result_files
 from demo_diffusion.models.detection import EMOv2Detector, load_detector
 from demo_diffusion.models.detection.drawing import draw_objects
-from demo_diffusion.records.files import check_output_file, write_json, write_whole
+from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
 from demo_diffusion.records.provenance import provenance
@@ -39,6 +40,8 @@ class DetectConfig:
     annotations: str | None = option(None, "COCO JSON file of these images")
     skip_bad_boxes: bool = option(False, "leave out objects whose box is empty or outside its image")
     num_scenes: int = option(200, "digit scenes", above=0)
+    min_side: int = option(128, "least width and height of a digit scene in pixels", above=0)
+    max_side: int = option(160, "largest width and height of a digit scene in pixels", above=0)
     picture: str | None = option(None, "picture file to find objects in, in place of a dataset")
     drawing: str | None = option(None, "picture file to write: what was found, for a dataset beside what is there")
     threshold: float = option(0.5, "objects of lower scores are not drawn", least=0, most=1)
@@ -51,14 +54,15 @@ class DetectConfig:
         check_options(self, "--")
         if bool(self.dataset) == bool(self.picture):
             raise ValueError(f"Give exactly one of --dataset and --picture; got {self.dataset!r} and {self.picture!r}.")
-        for path, suffixes in ((self.out, ()), (self.drawing, (".png", ".jpg", ".jpeg"))):
-            if path is not None:
-                check_output_file(Path(path), suffixes)
+        if self.picture and self.annotations:
+            raise ValueError(f"--annotations is {self.annotations}; it is for a dataset, not for --picture.")
+        check_result_files(self.picture, self.out, self.drawing)
 
 
 def open_objects(config: DetectConfig, detector: EMOv2Detector) -> LabelledObjects:
     """Images with truth; raises ValueError if they cannot be read or have other classes than the detector."""
-    data = ObjectsConfig(config.dataset, config.annotations, config.skip_bad_boxes, config.num_scenes)
+    same = ("dataset", "annotations", "skip_bad_boxes", "num_scenes", "min_side", "max_side")
+    data = ObjectsConfig(**{name: getattr(config, name) for name in same})
     objects = load_objects(data, is_training=False, masks=detector.config.detector == "MaskRCNN")
     check_same_classes(config.model, detector, objects.id2label)
     return objects

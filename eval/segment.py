@@ -25,8 +25,9 @@ from demo_diffusion.data.preparation import read_rgb
 from demo_diffusion.eval.features.extractors import full_precision
 from demo_diffusion.eval.metrics.segmentation import View, measure_overlap, predict_classes
 from demo_diffusion.eval.reports.overlays import overlay, save_overlays
+from demo_diffusion.eval.reports.result_files import check_result_files
 from demo_diffusion.models.classifiers import check_classes
-from demo_diffusion.records.files import check_output_file, write_json, write_whole
+from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
 from demo_diffusion.records.provenance import provenance
@@ -59,9 +60,9 @@ class SegmentConfig:
         if bool(self.dataset) == bool(self.picture):
             raise ValueError(f"Give exactly one of --dataset and --picture; got {self.dataset!r} and {self.picture!r}.")
         self.view()
-        for path, suffixes in ((self.out, ()), (self.drawing, (".png", ".jpg", ".jpeg"))):
-            if path is not None:
-                check_output_file(Path(path), suffixes)
+        if self.picture and self.masks:
+            raise ValueError(f"--masks is {self.masks}; it is for a dataset, not for --picture.")
+        check_result_files(self.picture, self.out, self.drawing)
 
 
 def load_segmenter(name: str) -> nn.Module:

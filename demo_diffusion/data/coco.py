@@ -14,8 +14,10 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from demo_diffusion.checks import is_number
 from demo_diffusion.records.reading import read_parsed
 
+from .coco_file import checked_content
 from .preparation import read_rgb
 
 
@@ -27,7 +29,7 @@ class CocoImages(CocoDetection):
 
 
 ROUNDING = 1.0  # pixels by which a box may leave its image; it is clipped then
-LEAST_SIDE = 32  # pixels, of a training image
+LEAST_LEARNED_SIDE = 32  # pixels, of a training image
 MAX_LISTED = 3
 
 
@@ -92,7 +94,7 @@ def open_coco(images: str, annotations: str, is_training: bool, masks: bool, ski
         raise ValueError(f"There is no folder of images {folder}.")
     if not file.is_file():
         raise ValueError(f"There is no COCO JSON file {file}.")
-    content = read_parsed(file, lambda text: _checked(json.loads(text), masks), "")
+    content = read_parsed(file, lambda text: checked_content(json.loads(text), masks), "")
     _check_files(content["images"], folder, file)
     bad = _find_bad_boxes(content)
     if bad and not skip_bad_boxes:
@@ -117,57 +119,8 @@ def _keep(coco: CocoDetection, bad: set, is_training: bool) -> None:
     coco.coco.createIndex()
     if is_training:
         counts = Counter(each["image_id"] for each in content["annotations"])
-        is_large = {each["id"]: min(each["width"], each["height"]) >= LEAST_SIDE for each in content["images"]}
+        is_large = {each["id"]: min(each["width"], each["height"]) >= LEAST_LEARNED_SIDE for each in content["images"]}
         coco.ids = [number for number in coco.ids if counts[number] and is_large[number]]
-
-
-def _checked(content: object, masks: bool) -> dict:
-    """The content of a COCO JSON file, if every entry has what is needed and refers to what is there."""
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError("it is no COCO JSON file of detection: it has no list 'images'")
-    if not isinstance(content.get("annotations"), list) or not isinstance(content.get("categories"), list):
-        raise ValueError("it has no lists 'annotations' and 'categories'; files of images alone cannot be used")
-    for name, keys in {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}.items():
-        _check_entries(name, content[name], keys)
-    _check_entries("annotations", content["annotations"], ("id", "image_id", "category_id", "bbox"))
-    names = Counter(each["name"] for each in content["categories"])
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"two categories are called {twice[0]!r}")
-    sizes = {each["id"]: (each["height"], each["width"]) for each in content["images"]}
-    categories = {each["id"] for each in content["categories"]}
-    for each in content["annotations"]:
-        if each["image_id"] not in sizes:
-            raise ValueError(f"annotation {each['id']} is of image {each['image_id']}, which is not listed")
-        if each["category_id"] not in categories:
-            raise ValueError(
-                f"annotation {each['id']} has the category {each['category_id']}; listed are {_range(categories)}"
-            )
-        if masks:
-            _check_mask(each, sizes[each["image_id"]])
-    return content
-
-
-def _check_entries(name: str, entries: list, keys: tuple[str, ...]) -> None:
-    seen = set()
-    for number, each in enumerate(entries):
-        if not isinstance(each, dict) or any(key not in each for key in keys):
-            raise ValueError(f"entry {number} of {name!r} has not all of {', '.join(keys)}")
-        if each["id"] in seen:
-            raise ValueError(f"two entries of {name!r} have the id {each['id']}")
-        seen.add(each["id"])
-
-
-def _check_mask(annotation: dict, size: tuple[int, int]) -> None:
-    mask = annotation.get("segmentation")
-    if not mask:
-        raise ValueError(f"annotation {annotation['id']} has no segmentation; masks are needed here")
-    if isinstance(mask, dict) and tuple(mask.get("size", ())) != size:
-        raise ValueError(
-            f"annotation {annotation['id']} has a mask of {mask.get('size')} for an image of {list(size)} "
-            "(height, width)"
-        )
-    if isinstance(mask, list) and any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
-        raise ValueError(f"annotation {annotation['id']} has a polygon that is no list of at least three points x, y")
 
 
 def _check_files(images: list[dict], folder: Path, file: Path) -> None:
@@ -197,7 +150,7 @@ def _find_bad_boxes(content: dict) -> dict[object, str]:
 
 def _problem(box: object, width: int, height: int) -> str | None:
     numbers = box if isinstance(box, list) and len(box) == 4 else ["?"]
-    if not all(isinstance(value, (int, float)) and abs(value) < float("inf") for value in numbers):
+    if not all(map(is_number, numbers)):
         return "is no list of four numbers, in an image"
     left, top, across, down = numbers
     if across <= 0 or down <= 0:
@@ -206,8 +159,3 @@ def _problem(box: object, width: int, height: int) -> str | None:
         return "lies outside its image"
     is_left = min(left + across, width) > max(left, 0) and min(top + down, height) > max(top, 0)
     return None if is_left else "lies outside its image"
-
-
-def _range(numbers: set) -> str:
-    numbers = sorted(numbers)
-    return ", ".join(map(str, numbers)) if len(numbers) <= 5 else f"{len(numbers)} from {numbers[0]} to {numbers[-1]}"

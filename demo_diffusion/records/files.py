@@ -128,16 +128,18 @@ def check_output_folder(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be written: {existing} is not a folder that may be written to.")
 
 
-def check_output_file(path: Path, suffixes: tuple[str, ...] = (), make_parents: bool = False) -> None:
-    """Raises ValueError if the file that --out names cannot be written.
+def check_output_file(
+    path: Path, suffixes: tuple[str, ...] = (), make_parents: bool = False, option: str = "--out"
+) -> None:
+    """Raises ValueError if the file that an option names cannot be written.
 
     Args:
         suffixes: allowed endings of the name; none: all.
         make_parents: whether the folder need not exist yet.
     """
-    is_named_well = path.suffix in suffixes if suffixes else True
+    is_named_well = path.suffix.lower() in suffixes if suffixes else True
     if not is_named_well or path.is_dir() or not (make_parents or path.absolute().parent.is_dir()):
         kind = f"{', '.join(suffixes)} file" if suffixes else "file"
         place = "" if make_parents else " in a folder there is"
-        raise ValueError(f"--out is {path}; it must be a {kind}{place}.")
+        raise ValueError(f"{option} is {path}; it must be a {kind}{place}.")
     check_output_folder(path.absolute().parent)

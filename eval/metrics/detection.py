@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from demo_diffusion.cli.command import require_packages
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
@@ -16,6 +17,7 @@ from demo_diffusion.models.detection import EMOv2Detector
 # Our names -> torchmetrics' endings. AP is the mean over IoU 0.50, 0.55, … 0.95 and over classes; s, m and l are
 # objects of less than 32², of 32² to 96² and of more pixels.
 NAMES = {"AP": "map", "AP50": "map_50", "AP75": "map_75", "APs": "map_small", "APm": "map_medium", "APl": "map_large"}
+IOU_THRESHOLDS, RECALL_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
 MASK_THRESHOLD = 0.5  # from this probability on a pixel is the object's
 Found = dict[str, torch.Tensor]
 
@@ -61,7 +63,13 @@ class AveragePrecision:
 
         kinds = ("bbox", "segm") if masks else "bbox"
         self.masks = masks
-        self.metric = MeanAveragePrecision(iou_type=kinds, backend="faster_coco_eval", sync_on_compute=False)
+        self.metric = MeanAveragePrecision(
+            iou_type=kinds,
+            backend="faster_coco_eval",
+            sync_on_compute=False,
+            iou_thresholds=IOU_THRESHOLDS,  # in float64, as COCO's; torchmetrics' own are rounded to float32
+            rec_thresholds=RECALL_THRESHOLDS,
+        )
         self.metric.warn_on_many_detections = False  # COCO counts the best 100; SSDLite gives 200
 
     def update(self, found: Sequence[Found], truth: Sequence[Found]) -> None:
@@ -148,7 +156,13 @@ def as_lists(samples: Sequence[tuple]) -> list[list]:
 
 @torch.inference_mode()
 def detect(detector: EMOv2Detector, images: Sequence[torch.Tensor], device: torch.device) -> list[Found]:
-    """Detections of uint8 images (3, H, W), on the CPU, with class ids from 0 as labels."""
-    found = detector([image.as_subclass(torch.Tensor).to(device).float() / 255 for image in images])
+    """Detections of uint8 images (3, H, W), on the CPU, with class ids from 0 as labels.
+
+    RetinaNet and Mask R-CNN see the images one by one: in a batch they are padded to the largest, which would change
+    what is found by the company that an image has.
+    """
+    pixels = [image.as_subclass(torch.Tensor).to(device).float() / 255 for image in images]
+    batches = [pixels] if detector.config.detector == "SSDLite" else [[image] for image in pixels]
+    found = [each for batch in batches for each in detector(batch)]
     first = detector.config.first_label
     return [{**{k: v.cpu() for k, v in each.items()}, "labels": each["labels"].cpu() - first} for each in found]

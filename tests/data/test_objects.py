@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.mask import encode
 
+from demo_diffusion.data.coco_file import run_lengths
 from demo_diffusion.data.objects import ObjectsConfig, describe_objects, load_objects
 from demo_diffusion.data.preparation import read_rgb
 from tests.support.coco import annotation, coco_content, coco_folder
@@ -53,6 +55,15 @@ def changed(**changes) -> dict:
     return content
 
 
+def with_field(name: str, value: object):
+    """Changes a field of the first entry."""
+    return lambda entries: [{**entries[0], name: value}, *entries[1:]]
+
+
+def run_lengths_of(counts: object) -> dict:
+    return {"size": [40, 60], "counts": counts}
+
+
 WRONG = {
     "outside": (
         changed(annotations=[annotation(7, bbox=[50, 5, 20, 20])]),
@@ -76,11 +87,33 @@ WRONG = {
         "gone.jpg are missing",
     ),
     "a list": ([], "no COCO JSON file"),
+    "categories that are none": (changed(categories=[]), "no categories"),
+    "a width that is a text": (changed(images=with_field("width", "60")), "image 1 has the width '60'"),
+    "a height that is nothing": (changed(images=with_field("height", None)), "image 1 has the height None"),
+    "a name that is a number": (changed(images=with_field("file_name", 1)), "image 1 has the file_name 1"),
+    "ids of two types": (changed(images=with_field("id", "1")), "ids of 'images' are of the types int, str"),
+    "an id with a point": (changed(annotations=[annotation(1.5)]), "entry 0 of 'annotations' has the id 1.5"),
+    "a category's name": (changed(categories=[{"id": 13, "name": None}]), "category 13 has the name None"),
+    "a category that is a list": (changed(annotations=[annotation(7, category_id=[13])]), r"the category \[13\]"),
+    "a crowd of two": (changed(annotations=[annotation(7, iscrowd=2)]), "annotation 7 has iscrowd 2"),
+    "a crowd of nothing": (changed(annotations=[annotation(7, iscrowd=None)]), "annotation 7 has iscrowd None"),
+    "a negative area": (changed(annotations=[annotation(7, area=-5)]), "annotation 7 has the area -5"),
+    "an area of no number": (changed(annotations=[annotation(7, area=float("nan"))]), "has the area nan"),
+    "an area that is nothing": (changed(annotations=[annotation(7, area=None)]), "has the area None"),
+    "a box of flags": (changed(annotations=[annotation(7, bbox=[True, True, 5, 5])]), "no list of four numbers"),
 }
 WRONG_MASKS = {
     "no mask": (annotation(7, segmentation=[]), "annotation 7 has no segmentation"),
     "of another size": (annotation(7, segmentation={"size": [60, 40], "counts": [2400]}), r"mask of \[60, 40\] for an"),
     "two points": (annotation(7, segmentation=[[1, 1, 5, 5]]), "at least three points"),
+    "a flat polygon": (annotation(7, segmentation=[1, 1, 5, 5, 1, 5]), "at least three points"),
+    "a point of no number": (annotation(7, segmentation=[[1, 1, 5, float("nan"), 1, 5]]), "other values than finite"),
+    "a point of nothing": (annotation(7, segmentation=[[1, 1, 5, None, 1, 5]]), "other values than finite"),
+    "counts of too few pixels": (annotation(7, segmentation=run_lengths_of([5, 5])), "10 pixels in all; its image has"),
+    "negative counts": (annotation(7, segmentation=run_lengths_of([-5, 2405])), "no run lengths"),
+    "no counts": (annotation(7, segmentation={"size": [40, 60]}), "no run lengths"),
+    "a text that is cut off": (annotation(7, segmentation=run_lengths_of("PU2")), "pixels in all|no run lengths"),
+    "a text of other characters": (annotation(7, segmentation=run_lengths_of("a b")), "no run lengths"),
 }
 
 
@@ -144,3 +177,12 @@ def test_pictures_are_read_as_by_every_command(tmp_path):
     (tmp_path / "pictures/1.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="1.png cannot be read as an image"):
         dataset[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compressed_run_lengths_are_read_as_coco_wrote_them(seed):
+    random = np.random.default_rng(seed)
+    mask = (random.random((37, 53)) < random.random()).astype(np.uint8) if seed else np.zeros((37, 53), np.uint8)
+    counts = run_lengths(encode(np.asfortranarray(mask))["counts"].decode())
+    runs = np.repeat(np.arange(len(counts)) % 2, counts)
+    assert (runs == mask.flatten(order="F")).all()

@@ -1,9 +1,13 @@
 """Average precision of cases that can be worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from demo_diffusion.eval.metrics.detection import AveragePrecision
+from demo_diffusion.eval.metrics.detection import AveragePrecision, detect
+from tests.support.detectors import DETECTORS, TINY, small_detector
 
 HALF = 51 / 101  # recall ½ with precision 1: the thresholds 0, 0.01, … 0.50 of 101
 
@@ -38,6 +42,15 @@ FAR = square(50, 400, 400)
 
 CASES = {
     "all found": ([(objects(M, scores=[0.9]), objects(M))], {"AP": 1, "AP50": 1, "AP75": 1}),
+    "three of five found": (
+        [
+            (
+                objects(*(square(50, 100 * i) for i in range(3)), scores=[0.9] * 3),
+                objects(*(square(50, 100 * i) for i in range(5))),
+            )
+        ],
+        {"AP": 61 / 101, "AP50": 61 / 101},  # the thresholds up to 0.60, which float32 would round away
+    ),
     "nothing found": ([(NOTHING, objects(M))], {"AP": 0, "AP50": 0}),
     "one of two found": ([(objects(M, scores=[0.9]), objects(M, FAR))], {"AP": HALF, "AP50": HALF}),
     "IoU 0.62": (
@@ -133,3 +146,61 @@ def test_an_image_without_objects_has_no_masks():
     boxes, masks = precision_of(right, (objects(scores=[], masks=torch.zeros(0, 1, 120, 120)), objects(**nothing)),
                                 masks=True)  # fmt: skip
     assert boxes["AP"] == masks["AP"] == 1
+
+
+def random_image(random: np.random.Generator) -> tuple[dict, dict]:
+    """(found, truth) of an image: objects of all areas, crowds, some found a little beside, and wrong ones."""
+    count = int(random.integers(0, 9))
+    corners = random.integers(0, 300, (count, 2))
+    boxes = np.concatenate([corners, corners + random.integers(5, 200, (count, 2))], 1).astype(float)
+    labels = random.integers(0, 3, count)
+    truth = objects(*boxes.tolist(), labels=labels.tolist(), iscrowd=(random.random(count) < 0.2).astype(int).tolist())
+    near = boxes + random.normal(0, 6, boxes.shape)
+    wrong = random.integers(0, 200, (3, 2)).astype(float)
+    found = np.concatenate([near[random.random(count) < 0.8], np.concatenate([wrong, wrong + 60], 1)])
+    found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+    kinds = random.integers(0, 3, len(found))
+    return objects(*found.tolist(), labels=kinds.tolist(), scores=random.random(len(found)).tolist()), truth
+
+
+def coco_precision(images: list[tuple[dict, dict]]) -> dict[str, float]:
+    """The same by the authors of COCO: pycocotools."""
+    annotations, detections = [], []
+    for number, (found, truth) in enumerate(images):
+        for box, label, crowd in zip(*(truth[key].tolist() for key in ("boxes", "labels", "iscrowd")), strict=True):
+            sides = [*box[:2], box[2] - box[0], box[3] - box[1]]
+            of_truth = {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd, "id": len(annotations) + 1}
+            annotations.append({"image_id": number, "category_id": label, **of_truth})
+        for box, label, score in zip(*(found[key].tolist() for key in ("boxes", "labels", "scores")), strict=True):
+            sides = [*box[:2], box[2] - box[0], box[3] - box[1]]
+            detections.append({"image_id": number, "category_id": label, "bbox": sides, "score": score})
+    truth = COCO()
+    categories = [{"id": label} for label in range(3)]
+    truth.dataset = {"images": [{"id": i} for i in range(len(images))], "annotations": annotations}
+    truth.dataset |= {"categories": categories, "info": {}}
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), evaluation.stats, strict=False))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_images_have_the_precision_that_coco_s_own_code_gives(seed):
+    random = np.random.default_rng(seed)
+    images = [random_image(random) for _ in range(30)]
+    box, _ = precision_of(*images)
+    assert box == pytest.approx(coco_precision(images), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_what_is_found_does_not_depend_on_the_other_images(name):
+    torch.manual_seed(0)
+    detector = small_detector(name, **TINY).eval()
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((60, 140), (96, 64), (120, 90))]
+    together = detect(detector, images, torch.device("cpu"))
+    for image, found in zip(images, together, strict=True):
+        (alone,) = detect(detector, [image], torch.device("cpu"))
+        for key, value in alone.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """SSDLite, RetinaNet and Mask R-CNN on EMOv2 and EMOv1."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -139,13 +140,24 @@ def confident(detector: EMOv2Detector) -> EMOv2Detector:
     return detector.eval()
 
 
+def frozen_detector(name: str, folder: Path, **options) -> EMOv2Detector:
+    """A tiny detector on a tiny classifier's weights, which freezes what it is told to."""
+    classifier = create_emov2("EMOv2-1M", num_labels=3, **TINY)
+    for value in classifier.buffers():
+        if value.is_floating_point():
+            value += 0.5  # as if trained
+    classifier.save_pretrained(folder)
+    return small_detector(name, **TINY, backbone_weights=folder, **options)
+
+
 @EVERY
 def test_saved_and_loaded_it_finds_the_same(name, tmp_path):
     names = {label: f"thing {label}" for label in range(name != "RetinaNet", 5 + (name != "RetinaNet"))}
-    detector = confident(small_detector(name, **TINY, id2label=names, freeze_first_stage=True, freeze_batch_norm=True))
-    detector.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    loaded = EMOv2Detector.from_pretrained(tmp_path)
+    frozen = {"freeze_first_stage": True, "freeze_batch_norm": True}
+    detector = confident(frozen_detector(name, tmp_path / "classifier", id2label=names, **frozen))
+    detector.save_pretrained(tmp_path / "detector")
+    assert {path.name for path in (tmp_path / "detector").iterdir()} == {"config.json", "model.safetensors"}
+    loaded = EMOv2Detector.from_pretrained(tmp_path / "detector")
     assert loaded.config.id2label == names and loaded.config.image_size == 96
     images, _ = images_and_targets(0)
     for before, after in zip(detector(images), loaded(images), strict=True):
@@ -171,9 +183,22 @@ def test_starts_from_a_classifier(backbone, tmp_path):
         small_detector("RetinaNet", "EMOv2-2M", backbone_weights=tmp_path)
 
 
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("freeze_batch_norm", [False, True])
+def test_a_frozen_stage_and_frozen_statistics_are_in_eval_mode(tmp_path, freeze_batch_norm, sync):
+    frozen = {"freeze_first_stage": True, "freeze_batch_norm": freeze_batch_norm}
+    detector = frozen_detector("RetinaNet", tmp_path, **frozen)
+    if sync:
+        detector = torch.nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+    body = detector.train().detector.backbone.body
+    assert not any(module.training for part in (body.stem, body.stages[0]) for module in part.modules())
+    norms = [module for module in body.stages[2].modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 0 and all(norm.training != freeze_batch_norm for norm in norms)
+
+
 @EVERY
-def test_what_is_frozen_stays(name):
-    detector = small_detector(name, **TINY, freeze_first_stage=True, freeze_batch_norm=True).train()
+def test_what_is_frozen_stays(name, tmp_path):
+    detector = frozen_detector(name, tmp_path, freeze_first_stage=True, freeze_batch_norm=True).train()
     images, targets = images_and_targets(detector.config.first_label)
     before = {key: value.detach().clone() for key, value in detector.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=1e-3)
@@ -259,7 +284,13 @@ WRONG_TARGETS = {
     "label too large": ({"labels": [77]}, "it has the label 77; labels must be in"),
     "masks of another size": ({"masks": torch.zeros(1, 80, 60)}, "its masks have the shape"),
     "masks of another count": ({"masks": torch.zeros(2, 60, 80)}, "its masks have the shape"),
+    "masks from 0 to 255": (
+        {"masks": 255 * torch.ones(1, 60, 80, dtype=torch.uint8)},
+        "from 255 to 255",
+    ),
     "no masks": ({"masks": None}, "has no masks"),
+    "whole boxes": ({"boxes": [[5, 5, 40, 50]]}, "its boxes are torch.int64"),
+    "labels of 32 bits": ({"labels": torch.ones(1, dtype=torch.int32)}, "must be whole numbers"),
 }
 
 
@@ -274,6 +305,13 @@ def test_wrong_targets_are_named(name, changes, message):
     with pytest.raises(ValueError, match=f"The target of image 0 is not right: .*{message}") as error:
         detector([torch.rand(3, 60, 80)], [target])
     assert "\n" not in str(error.value)
+
+
+@EVERY
+@pytest.mark.parametrize("target", [None, [], "boxes", {"boxes": [[5, 5, 40, 50]], "labels": torch.ones(1).long()}])
+def test_targets_of_another_type_are_named(name, target):
+    with pytest.raises(ValueError, match="The target of image 0 is not right|targets; training needs"):
+        small_detector(name, **TINY).train()([torch.rand(3, 60, 80)], target and [target])
 
 
 @pytest.mark.parametrize(
@@ -293,12 +331,32 @@ def test_labels_that_count_from_elsewhere_are_named(name, label, hint):
         (torch.rand(3, 60, 80), "give a list"),
         ([torch.rand(1, 60, 80)], "RGB"),
         ([torch.rand(60, 80)], "RGB"),
-        ([torch.zeros(3, 60, 80, dtype=torch.uint8)], "floating point"),
+        ([torch.zeros(3, 60, 80, dtype=torch.uint8)], "torch.uint8; it must be torch.float32"),
+        ([torch.zeros(3, 60, 80, dtype=torch.float64)], "torch.float64; it must be torch.float32"),
+        ([torch.full((3, 60, 80), 255.0)], "values up to 255; they must be in .*Divide by 255"),
+        ([torch.zeros(3, 0, 5)], "5 × 0 pixels"),
+        (7, "give a list"),
+        ("images", "give a list"),
     ],
 )
-def test_wrong_images_are_named(images, message):
+@EVERY
+def test_wrong_images_are_named(name, images, message):
     with pytest.raises(ValueError, match=message):
-        small_detector("SSDLite", **TINY).eval()(images)
+        small_detector(name, **TINY).eval()(images)
+
+
+def test_images_that_would_shrink_to_nothing_are_named():
+    images = [torch.rand(3, 2, 3000)]
+    for name in ("RetinaNet", "MaskRCNN"):
+        with pytest.raises(ValueError, match="3000 × 2 pixels; it is too narrow"):
+            small_detector(name, **TINY).eval()(images)
+    assert len(small_detector("SSDLite", **TINY).eval()(images)) == 1
+
+
+def test_one_image_is_too_few_for_the_statistics_of_ssdlite():
+    images, targets = images_and_targets(1)
+    with pytest.raises(ValueError, match="at least two images in a batch"):
+        small_detector("SSDLite", **TINY).train()(images[:1], targets[:1])
 
 
 @pytest.mark.parametrize(
@@ -311,6 +369,16 @@ def test_wrong_images_are_named(images, message):
         (("RetinaNet",), {"scaled_anchors": True}, "scaled_anchors is for SSDLite"),
         (("SSDLite",), {"window": 3}, "no config field"),
         (("SSDLite",), {"num_classes": 2, "id2label": {0: "a", 1: "b"}}, "SSDLite with 2 classes has 1 … 2"),
+        ((["SSDLite"],), {}, "Unknown detector"),
+        (("SSDLite", None), {}, "Unknown backbone None"),
+        (("SSDLite",), {"image_size": "320"}, "image_size is '320'"),
+        (("SSDLite",), {"num_classes": 2.0}, "num_classes is 2.0"),
+        (("SSDLite",), {"num_classes": 10**20}, "num_classes is 1000"),
+        (("MaskRCNN",), {"box_batch_size_per_image": 0}, "box_batch_size_per_image is 0"),
+        (("SSDLite",), {"scaled_anchors": 1}, "scaled_anchors is 1; it must be True or False"),
+        (("SSDLite",), {"id2label": ["a"]}, "id2label is .*a dict"),
+        (("SSDLite",), {"num_classes": 2, "id2label": {1: "a", 2: "a"}}, "names of the classes must differ"),
+        (("SSDLite",), {"freeze_batch_norm": True}, "keep what a classifier has learned"),
     ],
 )
 def test_wrong_options_are_named(arguments, options, message):

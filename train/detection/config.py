@@ -6,7 +6,7 @@ from typing import Literal
 
 from demo_diffusion.cli.config_file import read_config
 from demo_diffusion.cli.options import check_options, option
-from demo_diffusion.data.objects import ObjectsConfig
+from demo_diffusion.data.objects import SCENES, ObjectsConfig
 from demo_diffusion.models.detection.presets import WINDOW_SIZE, detector_config
 from demo_diffusion.train.classification.config import (
     ClassificationModelConfig,
@@ -28,8 +28,12 @@ class DetectionModelConfig(ClassificationModelConfig):
     scaled_anchors: bool = option(False, "SSDLite: anchors that grow with image_size, unlike the authors'")
     box_batch_size_per_image: int = option(512, "MaskRCNN: proposals of an image that its heads learn from", above=0)
     backbone_weights: str | None = option(None, "folder or hub id of a classifier to start from; None: new weights")
-    freeze_first_stage: bool = option(False, "stem and first stage are not trained")
-    freeze_batch_norm: bool = option(False, "the backbone's BatchNorms keep their statistics")
+    freeze_first_stage: bool | None = option(
+        None, "stem and first stage are not trained; None: as in the paper if there are backbone_weights"
+    )
+    freeze_batch_norm: bool | None = option(
+        None, "the backbone's BatchNorms keep their statistics; None: as in the paper if there are backbone_weights"
+    )
 
     def overrides(self) -> dict:
         """Fields of `EMOv2Config` that differ from the preset."""
@@ -38,11 +42,13 @@ class DetectionModelConfig(ClassificationModelConfig):
 
     def detector_options(self) -> dict:
         """Arguments of `create_detector`, beside the number of classes and the weights to start from."""
-        names = ("image_size", "scaled_anchors", "box_batch_size_per_image", "freeze_first_stage", "freeze_batch_norm")
+        names = ("image_size", "scaled_anchors", "box_batch_size_per_image")
+        freeze = {name: getattr(self, name) for name in ("freeze_first_stage", "freeze_batch_norm")}
         return {
             "name": self.detector,
             "backbone": self.model,
             **{name: getattr(self, name) for name in names},
+            **{name: value for name, value in freeze.items() if value is not None},
             **self.overrides(),
         }
 
@@ -108,11 +114,23 @@ class DetectionTrainingConfig:
         check_common(self.optimization)
         check_length(self.optimization)
         detector_config(**self.model.detector_options())
+        self._check_data()
         if self.model.backbone_weights is None and (self.model.freeze_first_stage or self.model.freeze_batch_norm):
             raise ValueError(
                 "freeze_first_stage and freeze_batch_norm keep what a classifier has learned; give its folder as "
                 "--backbone_weights, or set both to false."
             )
+
+    def _check_data(self) -> None:
+        """Raises ValueError if files to measure on are missing, or have nothing to describe."""
+        data = self.data
+        if data.dataset != SCENES and data.annotations and not data.val_annotations and data.val_dataset != SCENES:
+            raise ValueError(
+                f"{data.dataset} is to be trained on, but nothing to measure on is given: --val_annotations, the COCO "
+                "JSON file, and --val_dataset, the folder of its images if it is another one."
+            )
+        if data.val_annotations and (data.val_dataset or data.dataset) == SCENES:
+            raise ValueError(f"--val_annotations is {data.val_annotations}; give its folder, --val_dataset.")
 
 
 def parse_config(arguments: list[str] | None = None) -> DetectionTrainingConfig:

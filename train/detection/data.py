@@ -25,10 +25,10 @@ class AugmentedObjects(Dataset):
     def __init__(self, objects: Dataset, config: DetectionAugmentationConfig, seed: int):
         self.objects, self.seed = objects, seed
         steps = [
-            v2.RandomPhotometricDistort() if config.photometric else None,
             v2.RandomZoomOut(fill=GREY, p=config.zoom_out_probability) if config.zoom_out_probability else None,
-            v2.RandomIoUCrop(sampler_options=[0.1, 0.3, 0.5, 0.7, 0.9, 1.0]) if config.iou_crop else None,
+            v2.RandomIoUCrop() if config.iou_crop else None,
             v2.RandomHorizontalFlip(config.flip_probability),
+            v2.RandomPhotometricDistort() if config.photometric else None,
             v2.ClampBoundingBoxes(),
             v2.SanitizeBoundingBoxes(),
         ]
@@ -55,8 +55,9 @@ def load_validation_objects(config: DetectionDataConfig, objects: LabelledObject
     """
     measured = load_objects(config.validation(), is_training=False, masks=masks)
     if measured.id2label != objects.id2label:
+        names = config.val_annotations or config.val_dataset, config.annotations or config.dataset
         raise ValueError(
-            f"{config.val_annotations} has {measured.num_classes} categories, {config.annotations} has "
-            f"{objects.num_classes}; they must be the same, with the same names and order."
+            f"{names[0]} has {measured.num_classes} categories, {names[1]} has {objects.num_classes}; they must be the "
+            "same, with the same names and order."
         )
     return measured

@@ -12,6 +12,7 @@ from demo_diffusion.data.objects import describe_objects, load_objects
 from demo_diffusion.eval.metrics.detection import Precision, as_lists, measure_precision
 from demo_diffusion.eval.reports.detections import save_comparison
 from demo_diffusion.models.detection import EMOv2Detector, create_detector
+from demo_diffusion.models.detection.configuration import FIRST_LABEL
 from demo_diffusion.records.figures import save_loss_curves
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.provenance import provenance
@@ -73,8 +74,7 @@ class DetectionTrainer(Trainer):
     def create_network(self) -> EMOv2Detector:
         model, names = self.config.model, self.objects.id2label
         options = {"num_classes": len(names), **model.detector_options()}
-        first_label = 0 if model.detector == "RetinaNet" else 1
-        options["id2label"] = {first_label + number: name for number, name in names.items()}
+        options["id2label"] = {FIRST_LABEL[model.detector] + number: name for number, name in names.items()}
         return create_detector(backbone_weights=model.backbone_weights, **options).train()
 
     def checkpoint_activations(self, network: EMOv2Detector) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -43,12 +44,12 @@ class DetectionBackbone(nn.Module):
 
     def train(self, mode: bool = True) -> "DetectionBackbone":
         super().train(mode)
-        if self.freeze_first_stage:  # here, because loading makes new parameters
-            self.body.stem.requires_grad_(False)
-            self.body.stages[0].requires_grad_(False)
+        if self.freeze_first_stage:
+            for module in (self.body.stem, self.body.stages[0]):
+                module.eval().requires_grad_(False)  # here, because loading makes new parameters
         if self.freeze_batch_norm:
             for module in self.body.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, _BatchNorm):  # synchronised ones too
                     module.eval()
         return self
 

@@ -25,12 +25,13 @@ class EMOv2DetectorConfig(PreTrainedConfig):
         detector: "SSDLite", "RetinaNet" or "MaskRCNN".
         backbone_config: an `EMOv2Config` or its fields; `out_features` follow from the detector.
         num_classes: number of classes without the background.
-        image_size: SSDLite: the side of the square to which images are squashed; else their shorter side.
+        image_size: SSDLite: the side of the square to which images are squashed; else their shorter side, if the longer
+            one is no more than 1333 / 800 of that then, which it is shrunk to.
         scaled_anchors: SSDLite alone. False: the authors' anchors of 48 to 304 pixels at any image size; True: anchors
             that grow with the image size. At 320 pixels both are the same.
         box_batch_size_per_image: Mask R-CNN alone: proposals of an image that its heads learn from, by torchvision's
             name. A quarter at most are objects, whose masks take most of a step's time.
-        freeze_first_stage: the stem and the first stage get no gradients.
+        freeze_first_stage: the stem and the first stage stay as they are, in eval mode.
         freeze_batch_norm: the backbone's BatchNorms normalise by their running statistics in training too, and these
             stay. Their scale and shift are trained.
 

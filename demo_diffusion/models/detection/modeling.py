@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from demo_diffusion.models.emov2.modeling import EMOv2Backbone
 from demo_diffusion.models.loading import CheckedLoading
 
-from .anchors import SSD_RATIOS, retinanet_anchors, rpn_anchors, ssd_anchors
+from .anchors import SSD_RATIOS, SSD_STRIDES, retinanet_anchors, rpn_anchors, ssd_anchors
 from .backbones import mask_rcnn_backbone, retinanet_backbone, ssd_backbone, ssd_norm
 from .configuration import LONGEST_SIDE, EMOv2DetectorConfig
 from .targets import Target, check_images, check_targets
@@ -80,9 +80,13 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
         Raises:
             ValueError: if images or targets are not as described.
         """
-        check_images(images)
+        config = self.config
+        is_square = config.detector == "SSDLite"
+        check_images(images, self.dtype, None if is_square else _sides(config)["max_size"])
         if self.training:
-            check_targets(images, targets, self.config.labels, needs_masks=self.config.detector == "MaskRCNN")
+            if is_square and len(images) == 1 and config.image_size <= SSD_STRIDES[-1]:
+                raise ValueError("SSDLite's BatchNorm needs at least two images in a batch; there is one.")
+            check_targets(images, targets, config.labels, needs_masks=config.detector == "MaskRCNN")
         return self.detector(list(images), None if targets is None else [dict(target) for target in targets])
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from demo_diffusion.checks import check_flag, check_whole, shown
 from demo_diffusion.models.emov2.presets import PRESETS, emov2_config
 
-from .configuration import STAGES, EMOv2DetectorConfig
+from .configuration import LEAST_SIDE, STAGES, EMOv2DetectorConfig
 from .modeling import EMOv2Detector
 
 IMAGE_SIZES = {"SSDLite": 320, "RetinaNet": 800, "MaskRCNN": 800}
@@ -31,10 +32,21 @@ def detector_config(
     **backbone_overrides,
 ) -> EMOv2DetectorConfig:
     """The configuration of a named detector; arguments and errors are those of `create_detector`."""
-    if name not in STAGES:
-        raise ValueError(f"Unknown detector {name!r}; known are {', '.join(STAGES)}.")
-    if backbone not in PRESETS:
-        raise ValueError(f"Unknown backbone {backbone!r}; known are {', '.join(PRESETS)}.")
+    if not isinstance(name, str) or name not in STAGES:
+        raise ValueError(f"Unknown detector {shown(name)}; known are {', '.join(STAGES)}.")
+    if not isinstance(backbone, str) or backbone not in PRESETS:
+        raise ValueError(f"Unknown backbone {shown(backbone)}; known are {', '.join(PRESETS)}.")
+    check_whole("num_classes", num_classes)
+    check_whole("box_batch_size_per_image", box_batch_size_per_image)
+    if image_size is not None:
+        check_whole("image_size", image_size, LEAST_SIDE)
+    for flag, value in (
+        ("scaled_anchors", scaled_anchors),
+        ("freeze_first_stage", freeze_first_stage),
+        ("freeze_batch_norm", freeze_batch_norm),
+    ):
+        check_flag(flag, value)
+    _check_names(id2label)
     return EMOv2DetectorConfig(
         detector=name,
         backbone_config=emov2_config(backbone, **{"window_size": WINDOW_SIZE, **backbone_overrides}),
@@ -46,6 +58,15 @@ def detector_config(
         freeze_batch_norm=freeze_batch_norm,
         id2label=id2label,
     )
+
+
+def _check_names(id2label: object) -> None:
+    if id2label is None:
+        return
+    if not isinstance(id2label, dict) or not all(isinstance(name, str) for name in id2label.values()):
+        raise ValueError(f"id2label is {shown(id2label)}; it must be a dict {{label: name of the class}}.")
+    if len(set(id2label.values())) < len(id2label):
+        raise ValueError(f"id2label is {shown(id2label)}; the names of the classes must differ.")
 
 
 def create_detector(
@@ -80,6 +101,11 @@ def create_detector(
         ValueError: if a name, a field or the weights are not fit.
     """
     is_pretrained = backbone_weights is not None
+    if not is_pretrained and (freeze_first_stage or freeze_batch_norm):
+        raise ValueError(
+            "freeze_first_stage and freeze_batch_norm keep what a classifier has learned; give its folder as "
+            "backbone_weights, or set both to False."
+        )
     if freeze_first_stage is None:
         freeze_first_stage = is_pretrained and FREEZES_FIRST_STAGE.get(name, False)
     config = detector_config(

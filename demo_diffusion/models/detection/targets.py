@@ -4,21 +4,44 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from demo_diffusion.checks import shown
+
 Target = Mapping[str, torch.Tensor]
+BRIGHTEST = 2.0  # of images in [0, 1], which augmentations may leave a little; 0 … 255 is far above
 
 
-def check_images(images: Sequence[torch.Tensor]) -> None:
-    """Raises ValueError if images are not (3, H, W) floating-point tensors, of any size each."""
+def check_images(images: Sequence[torch.Tensor], dtype: torch.dtype, longest: int | None = None) -> None:
+    """Checks the images of a batch, of any size each.
+
+    Args:
+        dtype: of the network.
+        longest: pixels to which a longer side is shrunk; None: images are made square.
+
+    Raises:
+        ValueError: if one is no tensor (3, H, W) of that type, is not in [0, 1], or too long and narrow.
+    """
     if isinstance(images, torch.Tensor) and images.ndim != 4:
         raise ValueError(f"images is a tensor of shape {tuple(images.shape)}; give a list of tensors (3, H, W).")
-    if len(images) == 0:
-        raise ValueError("There are no images; give a list of at least one tensor (3, H, W).")
+    if not isinstance(images, (Sequence, torch.Tensor)) or isinstance(images, str) or len(images) == 0:
+        raise ValueError(f"images is {shown(images)}; give a list of at least one tensor (3, H, W).")
     for number, image in enumerate(images):
         if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3:
             shape = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ValueError(f"Image {number} is {shape}; it must be a tensor (3, H, W), RGB in [0, 1].")
-        if not image.is_floating_point():
-            raise ValueError(f"Image {number} holds {image.dtype}; it must be floating point, RGB in [0, 1].")
+        if image.dtype != dtype:
+            raise ValueError(f"Image {number} holds {image.dtype}; it must be {dtype}, RGB in [0, 1].")
+        shorter, longer = sorted(image.shape[1:])
+        if shorter == 0 or (longest is not None and shorter * longest < longer):
+            raise ValueError(f"Image {number} has {image.shape[2]} × {image.shape[1]} pixels; it is too narrow.")
+        _check_brightness(number, image)
+
+
+def _check_brightness(number: int, image: torch.Tensor) -> None:
+    """On the CPU alone, where looking at values waits for nothing."""
+    if image.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+        brightest = float(image.detach().amax())
+        if brightest > BRIGHTEST:
+            raise ValueError(f"Image {number} has values up to {brightest:g}; they must be in [0, 1]. Divide by 255?")
 
 
 def check_targets(
@@ -39,26 +62,33 @@ def check_targets(
         given = "none" if targets is None else len(targets)
         raise ValueError(f"There are {len(images)} images and {given} targets; training needs one for each image.")
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        if problem := find_problem(target, tuple(image.shape[-2:]), labels, needs_masks):
+        if problem := _find_problem(target, tuple(image.shape[-2:]), labels, needs_masks):
             raise ValueError(f"The target of image {number} is not right: {problem}")
 
 
-def find_problem(target: Target, size: tuple[int, int], labels: range, needs_masks: bool) -> str | None:
+def _find_problem(target: Target, size: tuple[int, int], labels: range, needs_masks: bool) -> str | None:
     """What is wrong with the target of an image of this (height, width), as a sentence; None if nothing."""
+    if not isinstance(target, Mapping):
+        return f"it is {shown(target)}; it must be a dict of boxes and labels."
     needed = ("boxes", "labels", "masks") if needs_masks else ("boxes", "labels")
     if missing := [name for name in needed if name not in target]:
-        return f"it has no {', '.join(missing)}; it has {', '.join(target) or 'nothing'}."
+        return f"it has no {', '.join(missing)}; it has {', '.join(map(str, target)) or 'nothing'}."
+    for name in needed:
+        if not isinstance(target[name], torch.Tensor):
+            return f"its {name} are {shown(target[name])}; they must be a tensor."
     return (
-        find_wrong_box(target["boxes"], size)
+        _find_wrong_box(target["boxes"], size)
         or _find_wrong_label(target["labels"], len(target["boxes"]), labels)
         or (_find_wrong_masks(target["masks"], len(target["boxes"]), size) if needs_masks else None)
     )
 
 
-def find_wrong_box(boxes: torch.Tensor, size: tuple[int, int]) -> str | None:
+def _find_wrong_box(boxes: torch.Tensor, size: tuple[int, int]) -> str | None:
     """What is wrong with boxes (N, 4) in an image of this (height, width); None if nothing."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         return f"its boxes have the shape {tuple(boxes.shape)}; it must be (N, 4), (0, 4) without objects."
+    if not boxes.is_floating_point():
+        return f"its boxes are {boxes.dtype}; they must be floating point (float32)."
     height, width = size
     limits = boxes.new_tensor([width, height, width, height])
     is_outside = (boxes < 0) | (boxes > limits) | ~boxes.isfinite()
@@ -74,7 +104,7 @@ def find_wrong_box(boxes: torch.Tensor, size: tuple[int, int]) -> str | None:
 def _find_wrong_label(labels: torch.Tensor, count: int, allowed: range) -> str | None:
     if labels.shape != (count,):
         return f"its labels have the shape {tuple(labels.shape)} for {count} boxes; it must be ({count},)."
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if labels.dtype != torch.int64:
         return f"its labels are {labels.dtype}; they must be whole numbers (int64)."
     is_wrong = (labels < allowed[0]) | (labels > allowed[-1])
     if not is_wrong.any():
@@ -91,4 +121,6 @@ def _find_wrong_label(labels: torch.Tensor, count: int, allowed: range) -> str |
 def _find_wrong_masks(masks: torch.Tensor, count: int, size: tuple[int, int]) -> str | None:
     if masks.shape != (count, *size):
         return f"its masks have the shape {tuple(masks.shape)}; it must be {(count, *size)}: (boxes, height, width)."
+    if masks.dtype != torch.bool and ((masks != 0) & (masks != 1)).any():
+        return f"its masks have values from {masks.amin():g} to {masks.amax():g}; they must be 0 and 1."
     return None
