@@ -58,7 +58,8 @@ class ClassifyConfig:
         if bool(self.dataset) == bool(self.npz):
             raise ValueError(f"Give exactly one of --dataset and --npz; got {self.dataset!r} and {self.npz!r}.")
         if self.out is not None:
-            check_output_file(Path(self.out))
+            inputs = {"--model": self.model, "--dataset": self.dataset, "--npz": self.npz}
+            check_output_file(Path(self.out), inputs=inputs)
 
 
 def open_samples(config: ClassifyConfig, model: PreTrainedModel) -> Dataset:

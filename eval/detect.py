@@ -56,7 +56,8 @@ class DetectConfig:
             raise ValueError(f"Give exactly one of --dataset and --picture; got {self.dataset!r} and {self.picture!r}.")
         if self.picture and self.annotations:
             raise ValueError(f"--annotations is {self.annotations}; it is for a dataset, not for --picture.")
-        check_result_files(self.picture, self.out, self.drawing)
+        names = ("model", "dataset", "annotations", "picture")
+        check_result_files(self.out, self.drawing, {f"--{name}": getattr(self, name) for name in names})
 
 
 def open_objects(config: DetectConfig, detector: EMOv2Detector) -> LabelledObjects:

@@ -62,7 +62,8 @@ def make_reference(options: argparse.Namespace) -> Reference:
 @one_line_for_mistakes()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    check_output_file(options.out, (".npz",), make_parents=True)
+    inputs = {f"--{name}": getattr(options, name) for name in ("adm", "images", "dataset", "inception_weights")}
+    check_output_file(options.out, (".npz",), make_parents=True, inputs=inputs)
     with hold_target(options.out):
         reference = make_reference(options)
         reference.save(options.out)

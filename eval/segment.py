@@ -62,7 +62,8 @@ class SegmentConfig:
         self.view()
         if self.picture and self.masks:
             raise ValueError(f"--masks is {self.masks}; it is for a dataset, not for --picture.")
-        check_result_files(self.picture, self.out, self.drawing)
+        names = ("model", "dataset", "masks", "picture")
+        check_result_files(self.out, self.drawing, {f"--{name}": getattr(self, name) for name in names})
 
 
 def load_segmenter(name: str) -> nn.Module:

@@ -44,6 +44,7 @@ def export(run: Path, out: Path, ema_decay: float | None = None, step: int | Non
         raise ValueError(f"{run} has no moving average of decay {ema_decay}; it has {decays}.")
     decay = decays[0] if ema_decay is None else ema_decay
     data = open_training_data(config.data, config.optimization.seed, torch.device("cpu"), folder.class_order())
+    folder.check_data(data.facts)
     objective = create_objective(config.objective)
     network = create_network(config.model, objective, data.channels, data.side, data.num_classes)
     network.load_state_dict(load_file(checkpoint / average_file(decay)))

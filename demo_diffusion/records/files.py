@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -129,14 +129,22 @@ def check_output_folder(folder: Path) -> None:
 
 
 def check_output_file(
-    path: Path, suffixes: tuple[str, ...] = (), make_parents: bool = False, option: str = "--out"
+    path: Path,
+    suffixes: tuple[str, ...] = (),
+    make_parents: bool = False,
+    option: str = "--out",
+    inputs: Mapping[str, str | Path | None] | None = None,
 ) -> None:
     """Raises ValueError if the file that an option names cannot be written.
 
     Args:
         suffixes: allowed endings of the name; none: all.
         make_parents: whether the folder need not exist yet.
+        inputs: option -> file or folder that the command reads, which must not be written over.
     """
+    for name, source in (inputs or {}).items():
+        if source is not None and path.exists() and Path(source).resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{option} is {path}, a file of {name}, which would be replaced; give another one.")
     is_named_well = path.suffix.lower() in suffixes if suffixes else True
     if not is_named_well or path.is_dir() or not (make_parents or path.absolute().parent.is_dir()):
         kind = f"{', '.join(suffixes)} file" if suffixes else "file"

@@ -45,7 +45,8 @@ def claim_folder(file: Path, facts: dict, content: str, compare: Compare = compa
     check_output_folder(folder)
     if changed := differences(file, facts, compare):
         raise ValueError(f"{folder} holds {content} of other settings: {'; '.join(changed)}. Choose another --out.")
-    if folder.exists() and not file.is_file() and any(_is_foreign(path) for path in folder.iterdir()):
+    is_begun = file.is_file() and (_has_shards(folder) or bool((read_json(file) or {}).keys() & facts.keys()))
+    if folder.exists() and not is_begun and any(_is_foreign(path) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and does not hold {content}. Choose another --out.")
     remove_leftovers(folder)
     if not (file.is_file() and _has_shards(folder)):

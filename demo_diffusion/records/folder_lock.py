@@ -24,7 +24,7 @@ from .files import check_output_folder, read_json, remove_leftovers, write_json
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 20.0, 300.0
 GRACE_SECONDS = 3.0  # a killed process holds its lock until the system has freed its memory
-LOCK_NAME, FACTS_SUFFIX = ".lock", ".json"
+LOCK_NAME, FACTS_SUFFIX = ".demo_diffusion.lock", ".json"  # no name of a user's file, which would be removed
 LOCK_FACTS = {"host", "pid", "since"}
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # as accelerate reads them
 

@@ -289,7 +289,6 @@ WRONG_TARGETS = {
         "from 255 to 255",
     ),
     "no masks": ({"masks": None}, "has no masks"),
-    "whole boxes": ({"boxes": [[5, 5, 40, 50]]}, "its boxes are torch.int64"),
     "labels of 32 bits": ({"labels": torch.ones(1, dtype=torch.int32)}, "must be whole numbers"),
 }
 
@@ -327,7 +326,7 @@ def test_labels_that_count_from_elsewhere_are_named(name, label, hint):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "no images"),
+        ([], "give a list of at least one"),
         (torch.rand(3, 60, 80), "give a list"),
         ([torch.rand(1, 60, 80)], "RGB"),
         ([torch.rand(60, 80)], "RGB"),

@@ -234,3 +234,17 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     for check in (check_output_folder, check_output_file):
         with pytest.raises(ValueError, match="is not a folder that may be written to"):
             check(tmp_path / "new")
+
+
+def test_an_output_over_an_input_is_refused(tmp_path):
+    model, picture, link = tmp_path / "model", tmp_path / "photo.png", tmp_path / "link.png"
+    model.mkdir()
+    for file in (model / "config.json", picture):
+        file.write_text("mine")
+    link.symlink_to(picture)
+    inputs = {"--model": model, "--picture": picture, "--npz": None}
+    for out, owner in ((model / "config.json", "--model"), (picture, "--picture"), (link, "--picture")):
+        with pytest.raises(ValueError, match=f"--out is {out}, a file of {owner}, which would be replaced"):
+            check_output_file(out, inputs=inputs)
+    for out in (model / "new.json", tmp_path / "new.json"):
+        check_output_file(out, inputs=inputs)

@@ -61,6 +61,12 @@ def test_other_folders_are_refused(tmp_path):
         with pytest.raises(ValueError, match="is not empty and does not hold things"):
             claim_folder(mine.parent / "facts.json", FACTS, "things")
         assert mine.exists()
+    lone = tmp_path / "lone/facts.json"
+    lone.parent.mkdir()
+    lone.write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="lone is not empty and does not hold things"):
+        claim_folder(lone, FACTS, "things")
+    assert lone.read_text() == '{"mine": 1}'
     with pytest.raises(ValueError, match=r"other is not empty and does not hold things\. Choose another --out"):
         claim_folder(tmp_path / "other/facts.json", FACTS, "things")
     with pytest.raises(ValueError, match=r"photo\.png is not a folder that may be written to"):

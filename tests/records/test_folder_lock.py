@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from demo_diffusion.records import folder_lock
-from demo_diffusion.records.folder_lock import STALE_SECONDS, check_free, hold_folder, hold_target
+from demo_diffusion.records.folder_lock import LOCK_NAME, STALE_SECONDS, check_free, hold_folder, hold_target
 from tests.support.processes import Child
 
 pytestmark = pytest.mark.forks
@@ -26,7 +26,7 @@ def no_grace(monkeypatch):
 
 
 def lock_of(output: Path, kind: str) -> Path:
-    return output / ".lock" if kind == "folder" else output.parent / f".{output.name}.lock"
+    return output / LOCK_NAME if kind == "folder" else output.parent / f".{output.name}{LOCK_NAME}"
 
 
 def hold_until_told(hold, output: Path):
@@ -117,10 +117,10 @@ def test_another_machine_is_believed_while_its_heart_beats(tmp_path, kind):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"host": 3}', '{"pid": "x"}'])
 def test_damaged_facts_keep_nobody_out_and_hide_no_owner(tmp_path, text):
-    (tmp_path / ".lock.json").write_text(text)
-    os.utime(tmp_path / ".lock.json", (0, 0))
+    (tmp_path / f"{LOCK_NAME}.json").write_text(text)
+    os.utime(tmp_path / f"{LOCK_NAME}.json", (0, 0))
     with hold_folder(tmp_path):
-        (tmp_path / ".lock.json").write_text(text)
+        (tmp_path / f"{LOCK_NAME}.json").write_text(text)
         with pytest.raises(ValueError, match=f"Another command.* is writing {tmp_path}"), hold_folder(tmp_path):
             pass
 
@@ -159,11 +159,11 @@ def test_a_worker_that_outlives_its_owner_does_not_keep_the_lock(tmp_path):
 def test_the_owner_s_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.01)
     with hold_folder(tmp_path):
-        os.utime(tmp_path / ".lock.json", (0, 0))
+        os.utime(tmp_path / f"{LOCK_NAME}.json", (0, 0))
         deadline = time.time() + 10
-        while (tmp_path / ".lock.json").stat().st_mtime == 0 and time.time() < deadline:
+        while (tmp_path / f"{LOCK_NAME}.json").stat().st_mtime == 0 and time.time() < deadline:
             time.sleep(0.01)
-        assert (tmp_path / ".lock.json").stat().st_mtime > 0
+        assert (tmp_path / f"{LOCK_NAME}.json").stat().st_mtime > 0
 
 
 @pytest.mark.parametrize("variable", ["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"])
@@ -220,3 +220,13 @@ def test_without_a_target_nothing_is_held(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with hold_target(None):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_s_own_lock_files_stay(tmp_path):
+    for name in (".lock", ".lock.json", ".out.lock"):
+        (tmp_path / name).write_text("the user's")
+    with hold_folder(tmp_path), hold_target(tmp_path / "out"):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        (".lock", ".lock.json", ".out.lock"), "the user's"
+    )

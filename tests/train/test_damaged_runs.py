@@ -113,3 +113,38 @@ def test_rows_that_are_not_whole_are_not_read(run, case):
     file.write_text(BROKEN_ROWS[case](file.read_text()))
     with pytest.raises(ValueError, match="loss.csv cannot be read: .*Bring back a good copy"):
         read_losses(run)
+
+
+OWN = {
+    "config.yaml": "mine: 1",
+    "run.json": "[1]",
+    "data.json": "{}",
+    "loss.csv": "a,b",
+    "samples.png": "x",
+    "results.json": "{}",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_user_s_files_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text(OWN[name])
+    with pytest.raises(SystemExit, match=rf"^error: .* has {name}, which no run wrote and this one would replace"):
+        train(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: OWN[name]}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(run):
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "pipeline")
+    train(run)
+    assert (run / "pipeline").is_dir() and first_steps_of(run)[-1] == 0
+
+
+def test_every_damaged_file_is_kept(run):
+    for text in ("first", "second", "third"):
+        (run / "loss.csv").write_text(text)
+        with pytest.warns(UserWarning, match="begins anew"):
+            go_on(run)
+    kept = sorted(path.name for path in run.glob("loss.csv.damaged*"))
+    assert kept == ["loss.csv.damaged", "loss.csv.damaged.2", "loss.csv.damaged.3"]
+    assert [(run / name).read_text() for name in kept] == ["first", "second", "third"]

@@ -73,6 +73,9 @@ def test_other_data_are_refused(change, tmp_path):
     with pytest.raises(SystemExit, match=rf"error: .*run holds a run on other data: now there are ({CHANGES[change]})"):
         train(tmp_path / "run", **OPTIONS, dataset=images, batch_size=4)
     assert first_steps_of(tmp_path / "run") == [0]
+    with pytest.raises(SystemExit, match="error: .*run holds a run on other data"):  # its classes would get other names
+        export([str(tmp_path / "run"), f"--out={tmp_path / 'exported'}"])
+    assert not (tmp_path / "exported").exists()
 
 
 def test_the_same_data_go_on_with_and_without_the_record(tmp_path):

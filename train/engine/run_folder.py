@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 
 import yaml
@@ -31,6 +32,8 @@ FREE_FIELDS = {
 RECORD_FILE, DATA_FILE = "run.json", "data.json"
 LOGS = {LOSS_FILE: "losses", **{f"{kind}.csv": kind for kind in SCORES}}  # file -> where a checkpoint has its hash
 DAMAGED = ".damaged"  # ends the name of a record that was damaged
+PICTURES = ("samples.png", "loss.png", "accuracy.png", "detections.png", "overlays.png")
+OWN_FILES = ("config.yaml", RECORD_FILE, DATA_FILE, *LOGS, "results.json", "nearest_neighbor.json", *PICTURES)
 RESULTS = ("pipeline", "model")  # a finished run leaves one of them: a diffusers pipeline, or any other model
 
 
@@ -57,6 +60,7 @@ class RunFolder:
         if checkpoint is None:
             if any((self.path / result).exists() for result in RESULTS):
                 raise ValueError(f"{self.path} holds a finished run without checkpoints. Choose another --output_dir.")
+            self._check_own_files()
             return
         if not self.config_file.is_file():
             raise ValueError(
@@ -69,6 +73,18 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {', '.join(changed)}. Choose another --output_dir, or "
                 "give the same settings to resume it."
+            )
+
+    def _check_own_files(self) -> None:
+        """Raises ValueError if files that this run would replace were written by no run: those of a user."""
+        try:
+            is_run = {"optimization", "run"} <= self._read_config().keys()  # a run's first file
+        except ValueError:
+            is_run = False
+        if not is_run and (there := [name for name in OWN_FILES if _is(self.path / name)]):
+            raise ValueError(
+                f"{self.path} has {', '.join(there)}, which no run wrote and this one would replace. Choose another "
+                "--output_dir."
             )
 
     def class_order(self) -> ClassOrder:
@@ -151,8 +167,15 @@ class RunFolder:
         try:
             read()
         except ValueError as error:
-            os.replace(self.path / name, self.path / f"{name}{DAMAGED}")
-            warnings.warn(f"{error} It begins anew; the damaged one is {name}{DAMAGED} now.", stacklevel=2)
+            names = chain([f"{name}{DAMAGED}"], (f"{name}{DAMAGED}.{number}" for number in count(2)))
+            kept = next(self.path / each for each in names if not _is(self.path / each))
+            os.replace(self.path / name, kept)
+            warnings.warn(f"{error} It begins anew; the damaged one is {kept.name} now.", stacklevel=2)
+
+
+def _is(path: Path) -> bool:
+    """Whether there is something at a path, if only a link that leads nowhere."""
+    return path.exists() or path.is_symlink()
 
 
 def read_parts(run: Path) -> list[dict]:
@@ -162,7 +185,7 @@ def read_parts(run: Path) -> list[dict]:
         ValueError: if it is damaged.
     """
     file = run / RECORD_FILE
-    return read_parsed(file, _checked_parts, "") if file.exists() or file.is_symlink() else []
+    return read_parsed(file, _checked_parts, "") if _is(file) else []
 
 
 def _checked_parts(text: str) -> list[dict]:

@@ -84,9 +84,9 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
         is_square = config.detector == "SSDLite"
         check_images(images, self.dtype, None if is_square else _sides(config)["max_size"])
         if self.training:
+            check_targets(images, targets, config.labels, needs_masks=config.detector == "MaskRCNN")
             if is_square and len(images) == 1 and config.image_size <= SSD_STRIDES[-1]:
                 raise ValueError("SSDLite's BatchNorm needs at least two images in a batch; there is one.")
-            check_targets(images, targets, config.labels, needs_masks=config.detector == "MaskRCNN")
         return self.detector(list(images), None if targets is None else [dict(target) for target in targets])
 
 
