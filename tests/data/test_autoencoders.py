@@ -1,4 +1,5 @@
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -254,6 +255,14 @@ def test_converting_taef2_files(tmp_path):
         (lambda e, d: e.pop("12.pool.0.weight"), "12.pool.0.weight"),
         (lambda e, d: d.update({"4.conv.0.weight": torch.zeros(1)}), "3.conv.0.weight"),
         (lambda e, d: d.update({"mid.weight": torch.zeros(1)}), "decoder's weights.*'mid.weight'"),
+        (lambda e, d: e.update({"00.weight": e["0.weight"]}), "'00.weight' twice"),
+        (lambda e, d: e.update({"0.weight": torch.tensor(1.0)}), "misshapen: encoder.layers.0.weight"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"] * math.nan}), "not finite: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].double() + 1e300}), "not finite: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"] * 1j}), "not a tensor of numbers: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].to(torch.float8_e4m3fn)}), "not a tensor of numbers"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].int()}), "not a tensor of numbers"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].half()}), "of torch.float16 and torch.float32; .* one dtype"),
     ],
 )
 def test_other_weights_are_not_taef2(damage, message):
