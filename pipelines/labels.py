@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from demo_diffusion.checks import is_whole, shown
+from demo_diffusion.models.input_checks import check_dense
 
 
 class LabelNames:
@@ -43,7 +44,10 @@ class LabelNames:
         Raises:
             ValueError: if there is none, or one is unknown, ambiguous or out of range.
         """
+        if isinstance(labels, Mapping | bytes):
+            raise ValueError(f"class_labels is {shown(labels)}; give class ids or label names in a list.")
         if isinstance(labels, torch.Tensor):
+            check_dense("class_labels", labels)
             labels = labels.tolist()
         if isinstance(labels, str) or not hasattr(labels, "__iter__"):
             labels = [labels]

@@ -2,17 +2,27 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from demo_diffusion.checks import check_choice, check_number, check_tensor, check_whole, is_number, shown
+from demo_diffusion.checks import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_tensor,
+    check_whole,
+    is_number,
+    shown,
+)
 from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
+from demo_diffusion.models.input_checks import check_dense
+from demo_diffusion.models.loading import check_part
 from demo_diffusion.objectives import OBJECTIVES
 
 from .guidance import Guidance, GuidedNetwork
@@ -81,6 +91,9 @@ class DEMOPipeline(DiffusionPipeline):
     ):
         super().__init__()
         _check_parts(transformer, scheduler, vae)
+        if vae is not None:
+            check_part(vae)
+            normalization_of(vae)
         objective = objective_of(scheduler) if objective is None else objective
         check_scheduler_fits(scheduler, objective)
         trained_noise = OBJECTIVES[objective].noise_settings(scheduler) if trained_noise is None else trained_noise
@@ -108,7 +121,11 @@ class DEMOPipeline(DiffusionPipeline):
         """
         if not isinstance(pretrained_model_name_or_path, str | os.PathLike):
             raise ValueError(f"{shown(pretrained_model_name_or_path)} is no folder and no hub id.")
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **options)
+        try:
+            pipeline = super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # of readers of damaged files
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The pipeline {pretrained_model_name_or_path} cannot be read: {reason}") from error
         if scheduler is not None:
             _check_parts(pipeline.transformer, scheduler, pipeline.vae)
             check_scheduler_fits(scheduler, pipeline.config.objective, pipeline._trained_with)
@@ -168,7 +185,9 @@ class DEMOPipeline(DiffusionPipeline):
         """
         class_ids = self.label_names.class_ids(class_labels)
         _check_guidance(guidance_scale, guidance_interval, guidance_channels, self.transformer.config.in_channels)
-        self._check_inputs(len(class_ids), num_inference_steps, generator, latents, output_type)
+        self._check_inputs(
+            len(class_ids), num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end
+        )
         scheduler = sampling_scheduler(self.scheduler, self._are_latents)
         check_samples_are_right(scheduler, self.config.objective, self._trained_with, num_inference_steps)
         set_timesteps(scheduler, num_inference_steps, torch.device("cpu"))  # where what it looks up waits for no device
@@ -185,10 +204,9 @@ class DEMOPipeline(DiffusionPipeline):
         with evaluation_mode(self.transformer):
             for i, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
                 output = network(latents, timestep)
-                latents = scheduler.step(output, timestep, latents, **step_options).prev_sample
+                latents = _stepped(scheduler, output, timestep, latents, labels, step_options)
                 if callback_on_step_end is not None:
-                    replaced = callback_on_step_end(self, i, timestep, {"latents": latents}) or {}
-                    latents = replaced.get("latents", latents)
+                    latents = _replaced(latents, callback_on_step_end(self, i, timestep, {"latents": latents}))
 
         images = self._decode(latents, labels, output_type)
         self.maybe_free_model_hooks()
@@ -218,6 +236,8 @@ class DEMOPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
         output_type: str,
+        return_dict: bool,
+        callback: Callable | None,
     ) -> None:
         check_scheduler_fits(self.scheduler, self.config.objective, self._trained_with)
         _check_channels(self.transformer, self.scheduler, self.vae)
@@ -233,9 +253,13 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError(f"{len(generator)} generators were given for {batch_size} samples; give one a sample.")
         if latents is not None:
             check_tensor("latents", latents, self._latent_shape(batch_size), floating=True)
+            check_dense("latents", latents)
             if not latents.isfinite().all():
                 raise ValueError("latents has values that are not finite.")
         check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_flag("return_dict", return_dict)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end is {shown(callback)}; it must be a function or None.")
         channels = self.transformer.config.in_channels
         if self.vae is None and self._are_latents and output_type != "latent":
             raise ValueError(
@@ -261,7 +285,7 @@ def _check_parts(transformer: object, scheduler: object, vae: object) -> None:
     for name, part, allowed in (
         ("transformer", transformer, torch.nn.Module),
         ("scheduler", scheduler, SchedulerMixin),
-        ("vae", vae, torch.nn.Module | None),
+        ("vae", vae, ModelMixin | None),
     ):
         is_network = name == "scheduler" or part is None or hasattr(part, "config")
         if not isinstance(part, allowed) or not is_network:
@@ -274,10 +298,38 @@ def _check_parts(transformer: object, scheduler: object, vae: object) -> None:
 def _trained_scheduler(objective: str, trained_noise: dict) -> SchedulerMixin:
     try:
         return OBJECTIVES[objective].trained_scheduler(trained_noise)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ValueError(
             f"trained_noise is {trained_noise!r}, which objective {objective!r} cannot have: {error}"
         ) from error
+
+
+def _stepped(
+    scheduler: SchedulerMixin,
+    output: torch.Tensor,
+    timestep: torch.Tensor,
+    latents: torch.Tensor,
+    class_ids: list[int],
+    options: dict,
+) -> torch.Tensor:
+    """The scheduler's next latents; where it refuses values that are not finite, the samples are named."""
+    try:
+        return scheduler.step(output, timestep, latents, **options).prev_sample
+    except ValueError:
+        _check_finite(output, class_ids)
+        raise
+
+
+def _replaced(latents: torch.Tensor, returned: object) -> torch.Tensor:
+    """The latents, or those that a callback returned in their place."""
+    if returned is None:
+        return latents
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"callback_on_step_end returned {shown(returned)}; it must be a dictionary or None.")
+    replaced = returned.get("latents", latents)
+    check_tensor("latents of callback_on_step_end", replaced, latents.shape, floating=True)
+    check_dense("latents of callback_on_step_end", replaced)
+    return replaced
 
 
 def _check_finite(images: torch.Tensor, class_ids: list[int]) -> None:
@@ -288,7 +340,7 @@ def _check_finite(images: torch.Tensor, class_ids: list[int]) -> None:
 
 
 def _check_guidance(scale: float, interval: tuple[float, float], channels: int | None, in_channels: int) -> None:
-    check_number("guidance_scale", scale, least=0)
+    check_number("guidance_scale", scale, least=0, below=torch.finfo(torch.float32).max)
     is_pair = isinstance(interval, tuple | list) and len(interval) == 2 and all(map(is_number, interval))
     if not is_pair or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(

@@ -1,8 +1,11 @@
 """Whether a scheduler gives right samples in the steps that are asked for."""
 
+import json
 import math
 
 from diffusers import SchedulerMixin
+
+from demo_diffusion.objectives.ddpm import check_ends_as_noise
 
 from .gaussian_probe import Gaussian, probe
 from .scheduler_fit import fitting_schedulers
@@ -30,10 +33,13 @@ def check_samples_are_right(
         trained_with: a scheduler with the noise levels that the network knows.
 
     Raises:
-        ValueError: if they are not, or if the scheduler cannot be run as a pipeline runs it.
+        ValueError: if they are not, if the noise that the network knows is none, or if the scheduler cannot be run as
+            a pipeline runs it.
     """
     signal = getattr(trained_with, "alphas_cumprod", None) if objective == "ddpm" else None
-    settings = (type(scheduler), scheduler.to_json_string(), trained_with.to_json_string())
+    if signal is not None:
+        check_ends_as_noise(signal)
+    settings = (type(scheduler), _settings_of(scheduler), _settings_of(trained_with))
     for steps in (num_inference_steps, _many_steps(scheduler.config.num_train_timesteps)):
         if (settings, steps) not in _known_problems:
             _known_problems[settings, steps] = _problem(scheduler, signal, steps)
@@ -42,6 +48,13 @@ def check_samples_are_right(
                 f"{type(scheduler).__name__} {problem}. Use {fitting_schedulers(objective)}, or another number of "
                 "steps."
             )
+
+
+def _settings_of(scheduler: SchedulerMixin) -> str:
+    """A scheduler's settings as text; one may be another scheduler or an array."""
+    return json.dumps(
+        dict(scheduler.config), default=lambda value: value.tolist() if hasattr(value, "tolist") else repr(value)
+    )
 
 
 def _many_steps(num_train_timesteps: int) -> int:

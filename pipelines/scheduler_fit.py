@@ -16,6 +16,7 @@ from diffusers import (
     SchedulerMixin,
 )
 
+from demo_diffusion.checks import check_number, is_number, shown
 from demo_diffusion.objectives import OBJECTIVES
 
 LEARNED_VARIANCE = ("learned", "learned_range")
@@ -79,20 +80,42 @@ def sampling_scheduler(scheduler: SchedulerMixin, are_latents: bool) -> Schedule
     """The scheduler, or, if a setting that has only one right value has another one, a copy with the right one.
 
     - The steps of DDIM and PNDM join only with "trailing" spacing.
-    - Clipping to [−1, 1] is right for pixels and wrong for latents.
+    - Clipping to [−1, 1] is right for pixels and wrong for latents; to less it is wrong for both.
     - A DPM-Solver made from a learned-variance DDPM's config would cut what it is given to three channels (the layout
       of one pixel model).
+
+    Raises:
+        ValueError: if it would scale pixels so that they are no pixels any more.
     """
     corrections = {}
     if isinstance(scheduler, STEPS_OF_ONE_LENGTH):
         corrections["timestep_spacing"] = "trailing"
     if are_latents:
         corrections |= {"clip_sample": False, "thresholding": False}
+    else:
+        _check_thresholding(scheduler)
+        corrections |= _range_of_pixels(scheduler)
     if scheduler.config.get("variance_type") in LEARNED_VARIANCE and not takes_learned_variance(scheduler):
         corrections["variance_type"] = None
     taken = inspect.signature(type(scheduler).__init__).parameters
     corrections = {k: v for k, v in corrections.items() if k in taken and scheduler.config.get(k) != v}
     return type(scheduler).from_config(scheduler.config, **corrections) if corrections else scheduler
+
+
+def _range_of_pixels(scheduler: SchedulerMixin) -> dict[str, float]:
+    limit = scheduler.config.get("clip_sample_range")
+    clips_pixels = scheduler.config.get("clip_sample") and not (is_number(limit) and limit >= 1)
+    return {"clip_sample_range": 1.0} if clips_pixels else {}
+
+
+def _check_thresholding(scheduler: SchedulerMixin) -> None:
+    """Dynamic thresholding clips to s = a quantile in [1, sample_max_value] and divides by s."""
+    if scheduler.config.get("thresholding"):
+        name = type(scheduler).__name__
+        check_number(f"{name}'s sample_max_value", scheduler.config.get("sample_max_value"), least=1)
+        ratio = scheduler.config.get("dynamic_thresholding_ratio")
+        if not is_number(ratio) or not 0 <= ratio <= 1:
+            raise ValueError(f"{name}'s dynamic_thresholding_ratio is {shown(ratio)}; it must be in [0, 1].")
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+MAX_LISTED = 5
 WEIGHTS_ENTRIES = ("ema", "net", "net_E")
 
 
@@ -26,7 +27,7 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     What DistributedDataParallel and torch.compile put before the names is left out.
 
     Raises:
-        ValueError: if the file cannot be read, holds something but tensors and options, or no weights.
+        ValueError: if the file cannot be read, holds something but tensors and options, no weights, or some twice.
     """
     content = _load(path)
     if not isinstance(content, dict) or not content:
@@ -44,14 +45,26 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
             f"{path} is no training checkpoint: its {name!r} is a {type(weights).__name__}, its 'args' a "
             f"{type(options).__name__}."
         )
-    return OfficialCheckpoint(_without_wrappers(weights), options)
+    return OfficialCheckpoint(_without_wrappers(weights, path), options)
 
 
-def _without_wrappers(weights: dict) -> dict:
+def _without_wrappers(weights: dict, path: Path) -> dict:
     """The weights under the names of the network itself: without "module." before all, without any "_orig_mod."."""
     while weights and all(str(name).startswith(("module.", "_orig_mod.")) for name in weights):
-        weights = {str(name).partition(".")[2]: value for name, value in weights.items()}
-    return {name.replace("_orig_mod.", "") if isinstance(name, str) else name: value for name, value in weights.items()}
+        weights = _renamed(weights, [str(name).partition(".")[2] for name in weights], path)
+    names = [name.replace("_orig_mod.", "") if isinstance(name, str) else name for name in weights]
+    return _renamed(weights, names, path)
+
+
+def _renamed(weights: dict, names: list, path: Path) -> dict:
+    """The weights under new names, in their order; raises ValueError if two get the same one."""
+    if len(set(names)) < len(names):
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"{path} holds {', '.join(twice[:MAX_LISTED])} twice, with and without what torch.compile or "
+            "DistributedDataParallel put before the name. Remove one of them."
+        )
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def _load(path: Path) -> object:

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DiTPipeline
 
 from demo_diffusion.data.autoencoder import load_vae
 from demo_diffusion.models import DiTModel
+from demo_diffusion.models.loading import check_part
 from demo_diffusion.objectives import OBJECTIVES, DDPMObjective, FlowObjective, Objective
 from demo_diffusion.pipelines import DEMOPipeline
 from demo_diffusion.pipelines.scheduler_fit import check_scheduler_fits, takes_learned_variance
@@ -73,6 +74,7 @@ def pipeline_from_diffusers(source: str, as_official: bool) -> DEMOPipeline:
         id2label = DiTPipeline.load_config(source).get("id2label")  # the loaded pipeline keeps only name -> id
     except Exception as error:  # diffusers raises almost anything on a damaged folder
         raise ValueError(f"{source} cannot be read as a folder or hub id of diffusers' DiTPipeline: {error}") from error
+    check_part(theirs.transformer)
     network = convert_diffusers_dit(theirs.transformer, as_official)
     if not DDPMObjective.fits(theirs.scheduler):
         raise ValueError(f"{source} has the scheduler {type(theirs.scheduler).__name__}; DiT's network predicts noise.")
@@ -127,12 +129,20 @@ def _check_null_class(rows: int, options: dict, path: Path) -> None:
     The official networks that are trained without dropping labels have no row for the null class.
     """
     num_classes = options.get("num_classes", IMAGENET_CLASSES if rows == IMAGENET_CLASSES else rows - 1)
-    without_dropout = [name for name in LABEL_DROPOUT if options.get(name) == 0]
+    without_dropout = [name for name in LABEL_DROPOUT if _is_zero(options.get(name))]
     if num_classes != rows - 1 or without_dropout:
         raise ValueError(
             f"The label table in {path} has {rows} rows for {num_classes} classes; it must have one more, the last one "
             "for the null class. A network that was trained without label dropout has none, and is not supported."
         )
+
+
+def _is_zero(option: object) -> bool:
+    """Whether an option is 0, as a number or written out."""
+    try:
+        return float(option) == 0
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _family(checkpoint: OfficialCheckpoint, path: Path, given: str | None) -> str:

@@ -5,17 +5,22 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 MAX_LISTED = 20
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_keys(state_dict: Mapping[str, torch.Tensor], expected: Iterable[str], kind: str) -> None:
-    """Raises a ValueError unless the keys are those expected and the values finite tensors; `kind` names the code."""
+    """Raises a ValueError unless the keys are those expected and the values tensors of finite float32 numbers.
+
+    Args:
+        kind: names the code.
+    """
     expected = dict.fromkeys(expected)
     problems = {
         "missing": [key for key in expected if key not in state_dict],
         "unknown": [key for key in state_dict if key not in expected],
         "not a tensor of numbers": [key for key, value in state_dict.items() if not _is_usable(key, value)],
         "not finite": [
-            key for key, value in state_dict.items() if _is_usable(key, value) and not value.isfinite().all()
+            key for key, value in state_dict.items() if _is_usable(key, value) and not value.float().isfinite().all()
         ],
     }
     raise_listed(problems, kind)
@@ -43,5 +48,7 @@ def raise_listed(problems: dict[str, list[str]], kind: str) -> None:
 
 
 def _is_usable(key: str, value: object) -> bool:
-    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-    return is_dense and (value.is_floating_point() or str(key).endswith("num_batches_tracked"))
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    is_count = str(key).endswith("num_batches_tracked")
+    return value.dtype in DTYPES or (is_count and not value.is_floating_point() and not value.is_complex())

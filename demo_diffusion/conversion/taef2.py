@@ -11,19 +11,25 @@ import torch
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
 
 from .checkpoint_file import read_checkpoint
+from .state_checks import check_keys, raise_listed
 
 FILES = ("encoder.safetensors", "decoder.safetensors")
 # The original decoder's first layer is the clamp of the latents, which has no weights and here no number.
 FIRST_LAYER = {"encoder": 0, "decoder": 1}
+TELLING = ("encoder.layers.0.weight", "decoder.layers.0.weight", "decoder.layers.18.weight")  # all sizes
+KIND = "TAEF2"
 
 
 def convert_taef2(encoder_state: dict[str, torch.Tensor], decoder_state: dict[str, torch.Tensor]) -> AutoencoderTAEF2:
     """The autoencoder of the original state dicts, in their dtype.
 
     Raises:
-        ValueError: if they are not those of a TAEF2 with four stages of (1, 3, 3, 3) and (3, 3, 3, 1) blocks.
+        ValueError: if they are not those of a TAEF2 with four stages of (1, 3, 3, 3) and (3, 3, 3, 1) blocks, not
+            finite, or of several dtypes.
     """
     state = {**_renamed("encoder", encoder_state), **_renamed("decoder", decoder_state)}
+    if flat := [name for name in TELLING if getattr(state.get(name), "ndim", 4) != 4]:
+        raise_listed({"misshapen": flat}, KIND)
     try:
         width, in_channels = state["encoder.layers.0.weight"].shape[:2]
         latent_channels = state["decoder.layers.0.weight"].shape[1]
@@ -32,6 +38,9 @@ def convert_taef2(encoder_state: dict[str, torch.Tensor], decoder_state: dict[st
         raise ValueError(f"These are not TAEF2's weights: {error.args[0]} is not among them.") from error
     with torch.device("meta"):
         autoencoder = AutoencoderTAEF2(in_channels, out_channels, latent_channels, width)
+    check_keys(state, autoencoder.state_dict(), KIND)
+    if len(dtypes := {str(value.dtype) for value in state.values()}) > 1:
+        raise ValueError(f"TAEF2's weights are of {' and '.join(sorted(dtypes))}; they must be of one dtype.")
     try:
         autoencoder.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -45,7 +54,10 @@ def _renamed(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         match = re.fullmatch(r"(\d+)\.(.+)", key)
         if match is None:
             raise ValueError(f"The {part}'s weights are not TAEF2's: they have the key {key!r}.")
-        renamed[f"{part}.layers.{int(match[1]) - FIRST_LAYER[part]}.{match[2]}"] = tensor
+        name = f"{part}.layers.{int(match[1]) - FIRST_LAYER[part]}.{match[2]}"
+        if name in renamed:
+            raise ValueError(f"The {part}'s weights are not TAEF2's: they have {key!r} twice.")
+        renamed[name] = tensor
     return renamed
 
 

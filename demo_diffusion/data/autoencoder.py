@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from demo_diffusion.checks import check_number, shown
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
+from demo_diffusion.models.loading import load_checked
 
 Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderTAEF2
 AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderTAEF2)}
@@ -24,7 +25,7 @@ def load_vae(name: str | None, image_channels: int, device: torch.device) -> Aut
         return None
     try:
         kind = AutoencoderKL.load_config(name).get("_class_name")
-        vae = AUTOENCODERS[kind].from_pretrained(name) if kind in AUTOENCODERS else None
+        vae = load_checked(AUTOENCODERS[kind].from_pretrained, name)[0] if kind in AUTOENCODERS else None
         if vae is not None:
             normalization_of(vae)
     except Exception as error:  # a damaged config or file of weights makes the readers raise almost anything
@@ -127,11 +128,18 @@ class LatentNormalization:
 
 
 def normalization_of(vae: Autoencoder) -> LatentNormalization:
-    """By the autoencoder's own config: `scaling_factor`, and `latents_mean`, `latents_std` or else `shift_factor`."""
+    """By the autoencoder's own config: `scaling_factor`, and `latents_mean`, `latents_std` or else `shift_factor`.
+
+    Raises:
+        ValueError: if they are no such numbers.
+    """
     config = vae.config
+    check_number("The autoencoder's scaling_factor", config.get("scaling_factor"), above=0)
+    check_number("The autoencoder's shift_factor", config.get("shift_factor") or 0.0)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    std = LatentNormalization(mean, std).std
     return LatentNormalization(mean, [each / config.scaling_factor for each in std])
 
 

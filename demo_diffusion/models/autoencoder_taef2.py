@@ -8,6 +8,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DecoderTiny, Encode
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 
+from demo_diffusion.checks import check_tensor
+
+from .input_checks import check_computable
 from .loading import CheckedLoading
 
 POOL_EXPANSION = 4  # width of the pooling's middle over the network's
@@ -77,14 +80,23 @@ class AutoencoderTAEF2(CheckedLoading, ModelMixin, ConfigMixin):
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[torch.Tensor]:
         """Images (B, in_channels, H, W) in [−1, 1] -> `.latents` (B, latent_channels, H / 8, W / 8)."""
+        self._check_input("x", x, self.config.in_channels, self.encoder.layers[0])
         latents = self.encoder(x)
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Latents (B, latent_channels, h, w) -> `.sample` (B, out_channels, 8 h, 8 w) around [−1, 1], not clamped."""
+        self._check_input("z", z, self.config.latent_channels, self.decoder.layers[0])
         images = self.decoder(z)
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Images (B, in_channels, H, W) encoded and decoded."""
         return self.decode(self.encode(sample).latents, return_dict)
+
+    def _check_input(self, name: str, value: torch.Tensor, channels: int, layer: nn.Module) -> None:
+        """Raises ValueError unless a first layer takes (B, channels, H, W)."""
+        check_tensor(name, value, ("batch", channels, "height", "width"), floating=True)
+        if 0 in value.shape[1:]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must hold at least one pixel.")
+        check_computable(name, value, layer)

@@ -20,6 +20,7 @@ from demo_diffusion.checks import (
     shown,
 )
 
+from .input_checks import check_computable, check_dense
 from .layers.checkpointing import checkpoint_module
 from .layers.positions import position_table, rotary_table
 from .loading import CheckedLoading
@@ -195,12 +196,14 @@ class ClassConditionalTransformer(CheckedLoading, ModelMixin, ConfigMixin):
                 f"hidden_states has shape {tuple(hidden_states.shape)}; this model takes (batch, channels, height, "
                 f"width) = (B, {', '.join(map(str, self.input_shape))})."
             )
-        if hidden_states.dtype == torch.float64 != self.pos_embed.dtype:
-            raise ValueError(f"hidden_states is float64; this model's weights are {self.pos_embed.dtype}.")
         batch = hidden_states.shape[:1]
         check_tensor("hidden_states", hidden_states, hidden_states.shape, floating=True)
         check_tensor("timestep", timestep, batch, floating=timestep.is_floating_point())
         check_tensor("class_labels", class_labels, batch, floating=False)
+        check_computable("hidden_states", hidden_states, self.patch_embed)
+        if not hidden_states.is_meta:
+            check_dense("timestep", timestep)
+            check_dense("class_labels", class_labels)
         check_values("timestep", timestep, -LARGEST, LARGEST)
         check_values("class_labels", class_labels, 0, self.config.num_classes)
 

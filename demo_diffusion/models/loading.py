@@ -1,16 +1,16 @@
 """Loads a network only if its file holds all of it: what is missing or left over would make other samples or scores."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from .weight_files import FLOATING, dtypes_of, weight_files, whole_models
 
 MAX_LISTED = 5
 ALIGNMENT = 64  # bytes: PyTorch's own tensors begin at multiples of it
-FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
 
 
 class CheckedLoading:
@@ -31,20 +31,49 @@ class CheckedLoading:
                 ones, values that are not finite or variances that are negative, or statistics that training has never
                 moved beside weights that it has.
         """
-        name, is_local = pretrained_model_name_or_path, Path(str(pretrained_model_name_or_path)).is_dir()
-        if is_local:  # before the libraries stumble over them
-            _check_dtypes(name, Path(name), options)
-        try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
-        except RuntimeError as error:  # what transformers raises for misshapen weights
-            raise ValueError(f"The weights of {name} cannot be loaded: {error}") from error
-        if name is not None and options.get("state_dict") is None:
-            check_loaded(name, model, info, cls.new_layers)
-            if not is_local:
-                where = {key: options.get(key) for key in ("revision", "cache_dir")}
-                _check_dtypes(name, Path(snapshot_download(str(name), local_files_only=True, **where)), options)
-        align(model)
+        load = super().from_pretrained
+        model, info = load_checked(load, pretrained_model_name_or_path, *args, new_layers=cls.new_layers, **options)
         return (model, info) if output_loading_info else model
+
+
+def load_checked(
+    load: Callable, name: str | Path | None, *args, new_layers: Iterable[str] = (), **options
+) -> tuple[nn.Module, dict]:
+    """A model and what was said of its loading, by `from_pretrained` of a library, checked as `CheckedLoading` says."""
+    is_local = Path(str(name)).is_dir()
+    if is_local:  # before the libraries stumble over them
+        check_dtypes(name, Path(name), options)
+    try:
+        model, info = load(name, *args, output_loading_info=True, **options)
+    except RuntimeError as error:  # what transformers raises for misshapen weights
+        raise ValueError(f"The weights of {name} cannot be loaded: {error}") from error
+    if name is not None and options.get("state_dict") is None:
+        check_loaded(name, model, info, new_layers)
+        if not is_local:
+            where = {key: options.get(key) for key in ("revision", "cache_dir")}
+            check_dtypes(name, Path(snapshot_download(str(name), local_files_only=True, **where)), options)
+    align(model)
+    return model, info
+
+
+def check_part(model: nn.Module) -> None:
+    """The same checks of a diffusers model that a pipeline has loaded, of its values and of the folder that it is from.
+
+    Raises:
+        ValueError: if it is not wholly what the folder's files hold, or they hold something else.
+    """
+    name = model.config.get("_name_or_path")
+    folder, expected = Path(str(name or "")), set(model.state_dict())
+    missing, unexpected = set(), set()
+    if name and folder.is_dir():
+        check_dtypes(name, folder, {})
+        for files in whole_models(folder):
+            held = {key: key for file in files for key in dtypes_of(file)}
+            model._fix_state_dict_keys_on_load(held)  # the names of older versions of diffusers
+            missing |= expected - set(held)
+            unexpected |= set(held) - expected
+    info = {"missing_keys": missing, "unexpected_keys": unexpected}
+    check_loaded(name or type(model).__name__, model, info)
 
 
 def check_loaded(name: str | Path, model: nn.Module, info: Mapping, new_layers: Iterable[str] = ()) -> None:
@@ -112,26 +141,17 @@ def _is_untouched(norm: nn.BatchNorm2d) -> bool:
     return is_new and (bool(norm.bias.any()) or not bool((norm.weight == 1).all()))
 
 
-def _check_dtypes(name: str | Path, folder: Path, options: Mapping) -> None:
-    """Raises ValueError if a safetensors file in a folder holds whole numbers as weights.
+def check_dtypes(name: str | Path, folder: Path, options: Mapping) -> None:
+    """Raises ValueError if a file in a folder holds anything but floating-point numbers as weights.
 
     Args:
         options: of `from_pretrained`, which say where in the folder the file is.
     """
-    variant, wrong = options.get("variant"), []
-    for file in (folder / (options.get("subfolder") or "")).glob("*.safetensors"):
-        if variant is None or f".{variant}." in file.name:
-            wrong += [f"{key} ({kind})" for key, kind in _dtypes_of(file).items() if not _may_be(key, kind)]
+    wrong = []
+    for file in weight_files(folder, options):
+        wrong += [f"{key} ({kind})" for key, kind in dtypes_of(file).items() if not _may_be(key, kind)]
     if wrong:
         raise ValueError(f"The weights of {name} must be floating point; these are not: {_listed(wrong)}.")
-
-
-def _dtypes_of(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, "pt") as content:
-            return {key: content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is damaged: {error}. Bring back a good copy.") from error
 
 
 def _may_be(key: str, kind: str) -> bool:

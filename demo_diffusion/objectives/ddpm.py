@@ -13,6 +13,7 @@ from .common import Objective, check_draw, expand_to, integrates_velocity, mean_
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 MAX_TIMESTEPS = 10**6
+MOST_DATA_LEFT = 0.1  # √ᾱ at the last timestep; samples begin there, from noise alone
 NOISE_SETTINGS = (
     "num_train_timesteps",
     "beta_start",
@@ -42,8 +43,8 @@ class DDPMObjective(Objective):
             v_prediction.
 
     Raises:
-        ValueError: if a setting is not allowed, or zero_terminal_snr is used without v-prediction (the noise of pure
-            noise says nothing about x0) or with min_snr_gamma.
+        ValueError: if a setting is not allowed, the last timestep still shows the data, or zero_terminal_snr is used
+            without v-prediction (the noise of pure noise says nothing about x0) or with min_snr_gamma.
     """
 
     continuous_time = False
@@ -75,6 +76,7 @@ class DDPMObjective(Objective):
         if zero_terminal_snr:
             betas = rescale_zero_terminal_snr(betas)
         signal = torch.cumprod(1 - betas, dim=0)  # ᾱ_t
+        check_ends_as_noise(signal)
         previous_signal = torch.cat([signal.new_ones(1), signal[:-1]])
         posterior_variance = betas * (1 - previous_signal) / (1 - signal)
         posterior_variance[0] = posterior_variance[1]  # it is 0 at t = 0, where the decoder's likelihood is used
@@ -175,6 +177,7 @@ class DDPMObjective(Objective):
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t of (B, C, H, W) for timesteps (B,)."""
         self.check_noised(x0, noise, timesteps)
+        timesteps = timesteps.long()  # uint8 would be a mask
         return self._at(self.signal_scale, timesteps, x0) * x0 + self._at(self.noise_scale, timesteps, x0) * noise
 
     def losses(
@@ -196,6 +199,7 @@ class DDPMObjective(Objective):
         """
         self.check_noised(x0, noise, timesteps)
         self.check_output(model_output, x0)
+        timesteps = timesteps.long()
         prediction, variance_place = model_output.float().chunk(2, dim=1)
         mse = mean_over_sample((prediction - self._target(x0, noise, timesteps)) ** 2)
         vb = self._variational_bound(prediction.detach(), variance_place, x0, noise, timesteps)
@@ -240,6 +244,17 @@ class DDPMObjective(Objective):
 
     def _at(self, table: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return expand_to(table.to(timesteps.device)[timesteps], like)
+
+
+def check_ends_as_noise(signal: torch.Tensor) -> None:
+    """Raises ValueError unless almost nothing of the data is left at the last of the timesteps' ᾱ (T,)."""
+    left = math.sqrt(max(signal[-1].item(), 0.0))
+    if not left <= MOST_DATA_LEFT:
+        raise ValueError(
+            f"After the last of {len(signal)} timesteps {left:.2f} of the data is left (√ᾱ); it must be at most "
+            f"{MOST_DATA_LEFT}, because samples begin there from noise. Use more timesteps (num_train_timesteps, 1000 "
+            "is usual) or a larger beta_end."
+        )
 
 
 def _check_settings(

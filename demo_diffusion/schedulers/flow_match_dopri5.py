@@ -10,6 +10,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from demo_diffusion.checks import check_number, check_whole
 
+from .step_checks import check_step
+
 # Dormand & Prince (1980), Table 2: the stages' nodes and weights; the last stage is the fifth-order solution.
 NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 STAGES = (
@@ -71,8 +73,11 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
 
     def _times(self) -> Iterator[torch.Tensor]:
         while self._time > 0:
-            t = self._time - NODES[len(self._slopes)] * self._step_size
-            yield torch.tensor(max(t, 0.0) * self.config.num_train_timesteps, device=self._device)
+            yield torch.tensor(self._next_timestep(), device=self._device)
+
+    def _next_timestep(self) -> float:
+        t = self._time - NODES[len(self._slopes)] * self._step_size
+        return max(t, 0.0) * self.config.num_train_timesteps
 
     def step(
         self,
@@ -87,10 +92,12 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
             model_output, sample: (B, C, H, W)
 
         Raises:
-            RuntimeError: if there is no step left, or the velocity is too rough for any step.
+            RuntimeError: if there is no step left.
+            ValueError: if an argument is not allowed, or the velocity is not finite or too rough for any step.
         """
         if self._time is None or self._time <= 0:
             raise RuntimeError("There is no step left; call set_timesteps(num_inference_steps) before a run.")
+        check_step(model_output, timestep, sample, self._next_timestep(), self.config.num_train_timesteps)
         if self._start is None:
             self._start = sample.float()
         self.num_evaluations += 1
@@ -110,7 +117,7 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
         tolerance = self.config.atol + self.config.rtol * torch.maximum(self._start.abs(), end.abs())
         error = (size * _weighted_sum(ERROR, self._slopes) / tolerance).square().mean().sqrt().item()
         if not math.isfinite(error):
-            raise RuntimeError(f"The velocity is not finite near t = {self._time:.6f}; there is no sample.")
+            raise ValueError(f"The velocity is not finite near t = {self._time:.6f}; there is no sample.")
         factor = MAX_FACTOR if error == 0 else min(MAX_FACTOR, max(MIN_FACTOR, SAFETY * error**-0.2))
         if error <= 1:
             factor = min(factor, 1.0) if self._rejected else factor  # do not grow at once what was just too long
@@ -121,7 +128,7 @@ class FlowMatchDopri5Scheduler(SchedulerMixin, ConfigMixin):
         self._rejected = error > 1
         self._step_size = min(size * factor, self._time)
         if self._time > 0 and self._step_size < SMALLEST_STEP:
-            raise RuntimeError(
+            raise ValueError(
                 f"No step of at least {SMALLEST_STEP} meets rtol={self.config.rtol:g}, atol={self.config.atol:g} near "
                 f"t = {self._time:.6f}; use larger tolerances."
             )

@@ -11,6 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from demo_diffusion.checks import check_choice, check_number, check_whole
 
+from .step_checks import check_generator, check_step
+
 # The diffusion coefficient w(t), t = 1 noise, before diffusion_norm (SiT, Sec. 3.3; the names are its code's).
 DIFFUSION_FORMS = {
     "constant": lambda t, norm: norm,
@@ -122,9 +124,13 @@ class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             RuntimeError: if `set_timesteps` was not called, or all steps have been taken.
+            ValueError: if an argument is not allowed, or the velocity is not finite.
         """
         if self.timesteps is None or self._index >= len(self._calls):
             raise RuntimeError("There is no step left; call set_timesteps(num_inference_steps) before a run.")
+        expected = self._calls[self._index][0] * self.config.num_train_timesteps
+        check_step(model_output, timestep, sample, expected, self.config.num_train_timesteps)
+        check_generator(generator)
         (t, part), dtype = self._calls[self._index], sample.dtype
         velocity, x = model_output.float(), sample.float()
         self._index += 1

@@ -109,6 +109,9 @@ def test_heads_of_official_sizes_are_known(name):
         (lambda s: s.update({"pos_embed": s["pos_embed"].to(torch.complex64)}), "not a tensor of numbers: pos_embed"),
         (lambda s: s.update({"pos_embed": s["pos_embed"].to(torch.int8)}), "not a tensor of numbers: pos_embed"),
         (lambda s: s["pos_embed"].fill_(float("nan")), "not finite: pos_embed"),
+        (lambda s: s.update({"pos_embed": s["pos_embed"].double() * 0 + 1e300}), "not finite: pos_embed"),
+        (lambda s: s.update({"pos_embed": s["pos_embed"].to(torch.float8_e4m3fn)}), "not a tensor of numbers: pos_emb"),
+        (lambda s: s.update({"pos_embed": s["pos_embed"].to(torch.float8_e5m2)}), "not a tensor of numbers: pos_emb"),
     ],
 )
 def test_wrong_keys_are_listed(change, message):

@@ -41,6 +41,20 @@ def test_wrapped_networks_are_read_by_their_own_names(wrapper, entry, tmp_path):
     assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("entry", [None, "ema"])
+@pytest.mark.parametrize(
+    "wrapped", ["blocks.0._orig_mod.attn.qkv.weight", "_orig_mod.blocks.0.attn.qkv.weight", "all wrapped"]
+)
+def test_a_weight_under_two_names_is_refused(wrapped, entry, tmp_path):
+    weights, name = official(), "blocks.0.attn.qkv.weight"
+    if wrapped == "all wrapped":
+        weights = {f"module.{each}": value for each, value in weights.items()}
+        wrapped = f"_orig_mod.{name}"
+    saved(tmp_path / "DiT.pt", {**weights, wrapped: torch.zeros(3)}, entry)
+    with pytest.raises(ValueError, match=f"holds {name} twice"):
+        read_checkpoint(tmp_path / "DiT.pt")
+
+
 @torch.no_grad()
 def test_repa_s_network_predicts_noise_minus_data_at_our_time():
     """The same weights as SiT's are the opposite velocity at 1 − t (REPA's loss: noise − data at t of noise)."""
@@ -73,6 +87,9 @@ WITHOUT_NULL = {  # training options; rows of the label table; whether the last 
     "DiT's options, with it": ({"num_classes": 10}, 11, True),
     "no options": ({}, 11, True),
     "dropout 0 said": ({"class_dropout_prob": 0.0}, 10, False),
+    "dropout 0 written out": ({"class_dropout_prob": "0"}, 10, False),
+    "dropout 0.0 written out": ({"cfg_prob": "0.0"}, 10, False),
+    "dropout that is none": ({"class_dropout_prob": [0]}, 11, True),
     "REPA's dropout 0": ({"cfg_prob": 0.0, "num_classes": 10}, 10, False),
     "ImageNet, no options": ({}, 1000, False),
     "ImageNet, with it": ({}, 1001, True),

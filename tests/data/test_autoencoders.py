@@ -1,4 +1,6 @@
 import json
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ from demo_diffusion.data.autoencoder import (
     normalization_of,
 )
 from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
-from demo_diffusion.objectives import FlowObjective
+from demo_diffusion.objectives import DDPMObjective, FlowObjective
+from tests.support.bad_values import shown
 from tests.support.damage import DAMAGES
 from tests.support.networks import tiny_transformer
 from tests.support.pipelines import tiny_taef2, tiny_taesd, tiny_vae
@@ -252,6 +255,14 @@ def test_converting_taef2_files(tmp_path):
         (lambda e, d: e.pop("12.pool.0.weight"), "12.pool.0.weight"),
         (lambda e, d: d.update({"4.conv.0.weight": torch.zeros(1)}), "3.conv.0.weight"),
         (lambda e, d: d.update({"mid.weight": torch.zeros(1)}), "decoder's weights.*'mid.weight'"),
+        (lambda e, d: e.update({"00.weight": e["0.weight"]}), "'00.weight' twice"),
+        (lambda e, d: e.update({"0.weight": torch.tensor(1.0)}), "misshapen: encoder.layers.0.weight"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"] * math.nan}), "not finite: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].double() + 1e300}), "not finite: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"] * 1j}), "not a tensor of numbers: encoder.layers.0.bias"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].to(torch.float8_e4m3fn)}), "not a tensor of numbers"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].int()}), "not a tensor of numbers"),
+        (lambda e, d: e.update({"0.bias": e["0.bias"].half()}), "of torch.float16 and torch.float32; .* one dtype"),
     ],
 )
 def test_other_weights_are_not_taef2(damage, message):
@@ -297,6 +308,22 @@ DAMAGED_VAES = {
     "unknown block": ("config.json", lambda file: change_config(file, down_block_types=["Nothing"] * 2)),
     "statistics are a text": ("config.json", lambda file: change_config(file, latents_mean="a", latents_std="b")),
 }
+
+
+BAD_NUMBERS = (0, "1", None, 10**400, -1, True, [1.0], float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("setting", ["scaling_factor", "shift_factor"])
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=shown)
+def test_a_bad_number_in_the_config_is_named(tmp_path, setting, value):
+    DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler(), tiny_vae()).save_pretrained(tmp_path)
+    change_config(tmp_path / "vae" / "config.json", **{setting: value})
+    allowed = setting == "shift_factor" and value in (0, None, -1) and value is not True
+    with nullcontext() if allowed else pytest.raises(ValueError, match=f"The autoencoder's {setting} is "):
+        load_vae(str(tmp_path / "vae"), 3, CPU)
+        assert allowed
+    with nullcontext() if allowed else pytest.raises(ValueError, match=f"The autoencoder's {setting} is "):
+        DEMOPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("case", DAMAGED_VAES)

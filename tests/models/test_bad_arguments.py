@@ -7,6 +7,7 @@ from demo_diffusion import create_emov2, create_transformer
 from tests.support.bad_values import NOT_FLAGS, NOT_NAMES, NOT_NUMBERS, NOT_WHOLE, shown
 from tests.support.classifiers import tiny_emov2
 from tests.support.networks import inputs_for, tiny_dit, tiny_transformer
+from tests.support.pipelines import tiny_taef2
 
 CREATE = {"D-EMO": tiny_transformer, "DiT": tiny_dit}
 OF_BOTH = ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim", "num_classes")
@@ -68,6 +69,14 @@ BAD_INPUTS = {
     "x whole": ("hidden_states has dtype", lambda x, t, y: (x.long(), t, y)),
     "x complex": ("hidden_states has dtype", lambda x, t, y: (x + 0j, t, y)),
     "x float64": ("hidden_states is float64", lambda x, t, y: (x.double(), t, y)),
+    "x half": ("hidden_states is float16", lambda x, t, y: (x.half(), t, y)),
+    "x bfloat16": ("hidden_states is bfloat16", lambda x, t, y: (x.bfloat16(), t, y)),
+    "x meta": ("hidden_states is on the meta device", lambda x, t, y: (x.to("meta"), t, y)),
+    "x sparse": ("hidden_states is of layout torch.sparse_coo", lambda x, t, y: (x.to_sparse(), t, y)),
+    "t meta": ("timestep is on the meta device", lambda x, t, y: (x, t.to("meta"), y)),
+    "t sparse": ("timestep is of layout", lambda x, t, y: (x, t.to_sparse(), y)),
+    "labels meta": ("class_labels is on the meta device", lambda x, t, y: (x, t, y.to("meta"))),
+    "labels sparse": ("class_labels is of layout", lambda x, t, y: (x, t, y.to_sparse())),
     "x without batch": ("hidden_states has shape", lambda x, t, y: (x[0], t, y)),
     "x smaller": ("hidden_states has shape", lambda x, t, y: (x[..., :4], t, y)),
     "t number": ("timestep is 0.5", lambda x, t, y: (x, 0.5, y)),
@@ -101,6 +110,10 @@ BAD_PIXELS = {
     "pixel_values has dtype torch.uint8": (PIXELS.byte(),),
     "pixel_values has shape .* at least one pixel": (PIXELS[..., :0],),
     "pixel_values has shape": (PIXELS[:, :1],),
+    "pixel_values is float64": (PIXELS.double(),),
+    "pixel_values is float16": (PIXELS.half(),),
+    "pixel_values is on the meta device": (PIXELS.to("meta"),),
+    "pixel_values is of layout torch.sparse_coo": (PIXELS.to_sparse(),),
     "labels is 3": (PIXELS, 3),
     "labels has shape": (PIXELS, torch.tensor([1])),
     "labels has shape .*must be .2, 1000": (PIXELS, torch.tensor([1.0, 2.0])),
@@ -114,3 +127,33 @@ BAD_PIXELS = {
 def test_an_input_of_emov2_is_named(message):
     with pytest.raises(ValueError, match=message):
         tiny_emov2("EMOv2-1M", num_labels=1000).eval()(*BAD_PIXELS[message])
+
+
+BAD_IMAGES = {
+    "is None": lambda x: None,
+    "is float64": lambda x: x.double(),
+    "is float16": lambda x: x.half(),
+    "has dtype torch.int64": lambda x: x.long(),
+    "is on the meta device": lambda x: x.to("meta"),
+    "is of layout torch.sparse_coo": lambda x: x.to_sparse(),
+    "has shape": lambda x: x[:, :1],
+    "has shape .* at least one pixel": lambda x: x[..., :0],
+}
+
+
+@pytest.mark.parametrize("message", BAD_IMAGES)
+@pytest.mark.parametrize(("method", "name", "channels"), [("encode", "x", 3), ("decode", "z", 4), ("forward", "x", 3)])
+def test_an_input_of_taef2_is_named(method, name, channels, message):
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        getattr(tiny_taef2(), method)(BAD_IMAGES[message](torch.zeros(1, channels, 16, 16)))
+
+
+def test_autocast_and_networks_of_low_precision_take_what_they_took():
+    model = tiny_dit(num_classes=10).eval()
+    x, timestep, labels = inputs_for(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x, timestep, labels).sample.isfinite().all()
+        assert model(x.bfloat16(), timestep, labels).sample.isfinite().all()
+    model.enable_layerwise_casting(torch.bfloat16, torch.float32)
+    assert model(x, timestep, labels).sample.isfinite().all()
+    assert tiny_dit(num_classes=10).to("meta")(*(each.to("meta") for each in (x, timestep, labels))).sample.is_meta

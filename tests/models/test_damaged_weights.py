@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from demo_diffusion import DEMOPipeline, DEMOTransformer2DModel, EMOv2Backbone, EMOv2ForImageClassification
+from demo_diffusion.data.autoencoder import load_vae
 from demo_diffusion.models.classifiers import image_processor, load_classifier
 from demo_diffusion.objectives import DDPMObjective
 from tests.support.classifiers import tiny_emov2
 from tests.support.networks import TINY, randomize, tiny_dit, tiny_transformer
-from tests.support.pipelines import tiny_taef2
+from tests.support.pipelines import tiny_taef2, tiny_vae
 
 MODELS = {
     "D-EMO": tiny_transformer,
@@ -92,6 +93,13 @@ def save_damaged(name: str, damage, folder: Path) -> type:
     return type(model)
 
 
+def as_bin(file: Path) -> None:
+    """The weights in PyTorch's own format, under the name that its library gives them."""
+    name = "diffusion_pytorch_model.bin" if file.name.startswith("diffusion") else "pytorch_model.bin"
+    torch.save(load_file(file), file.with_name(name))
+    file.unlink()
+
+
 def refuses(load, message: str) -> None:
     with pytest.raises(ValueError) as error:
         load()
@@ -104,6 +112,55 @@ def test_damaged_weights_are_refused(name, damage, tmp_path):
     change, message = DAMAGE[damage]
     model_class = save_damaged(name, change, tmp_path)
     refuses(lambda: model_class.from_pretrained(tmp_path), message)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "complex"])
+@pytest.mark.parametrize("name", MODELS)
+def test_damaged_weights_in_pytorch_s_format_are_refused(name, damage, tmp_path):
+    change_weights, message = {**DAMAGE, "complex": (change(lambda x: x * 1j), "must be floating point")}[damage]
+    model_class = save_damaged(name, change_weights, tmp_path)
+    as_bin(weights_file(tmp_path))
+    refuses(lambda: model_class.from_pretrained(tmp_path), f"{message}|is damaged|cannot be loaded")
+
+
+VAE_DAMAGE = {
+    **DAMAGE,
+    "a weight of the encoder missing": (without("encoder.conv_in.weight"), "there are no encoder.conv_in.weight"),
+    "no bias": (without("decoder.conv_in.bias"), "there are no decoder.conv_in.bias"),
+}
+
+
+@pytest.mark.parametrize("in_pytorch_s_format", [False, True])
+@pytest.mark.parametrize("damage", VAE_DAMAGE)
+@pytest.mark.parametrize("loader", [DEMOPipeline, DiffusionPipeline])
+def test_a_pipeline_with_a_damaged_autoencoder_is_refused(loader, damage, in_pytorch_s_format, tmp_path):
+    change_weights, message = VAE_DAMAGE[damage]
+    DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler(), tiny_vae()).save_pretrained(tmp_path)
+    file = weights_file(tmp_path / "vae")
+    state = load_file(file)
+    change_weights(state)
+    save_file(state, file, {"format": "pt"})
+    if in_pytorch_s_format:
+        as_bin(file)
+    with pytest.raises(ValueError) as error:
+        load_vae(str(tmp_path / "vae"), 3, torch.device("cpu"))
+    if damage != "empty":  # diffusers' own error
+        assert re.search(f"{message}|cannot be read", str(error.value), re.DOTALL)
+    refuses(lambda: loader.from_pretrained(tmp_path), f"{message}|empty")
+
+
+def test_an_autoencoder_with_names_of_older_versions_loads(tmp_path):
+    pipeline = DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler(), tiny_vae())
+    pipeline.save_pretrained(tmp_path)
+    file = weights_file(tmp_path / "vae")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(file)
+    for new_name, old_name in old.items():
+        state = {key.replace(f".{new_name}.", f".{old_name}."): value for key, value in state.items()}
+    assert any(".query." in key for key in state)
+    save_file(state, file, {"format": "pt"})
+    loaded = DEMOPipeline.from_pretrained(tmp_path).vae.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in pipeline.vae.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", STATISTICS_DAMAGE)

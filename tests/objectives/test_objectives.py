@@ -188,6 +188,31 @@ def test_wrong_settings_are_named(ddpm):
         DDPMObjective(min_snr_gamma=math.nan)
 
 
+@pytest.mark.parametrize("settings", [{"num_train_timesteps": each} for each in (2, 10, 37, 100, 400)] + [
+    {"beta_end": 0.001}, {"beta_start": 1e-5, "beta_end": 1e-5}, {"beta_end": 0.004},
+])  # fmt: skip
+def test_noise_that_still_shows_the_data_is_refused(settings):
+    with pytest.raises(ValueError, match=r"of the data is left .*must be at most 0.1.*num_train_timesteps"):
+        DDPMObjective(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"num_train_timesteps": 500}, {"num_train_timesteps": 37, "beta_end": 0.5}])
+def test_noise_that_is_noise_is_taken(settings):
+    assert DDPMObjective(**settings).signal_scale[-1] < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_timesteps_of_any_whole_kind_are_the_same(dtype):
+    torch.manual_seed(0)
+    ddpm = DDPMObjective(min_snr_gamma=5)
+    x0, noise, output = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.randn(2, 8, 4, 4)
+    timesteps = torch.tensor([100, 1])
+    assert torch.equal(ddpm.add_noise(x0, noise, timesteps.to(dtype)), ddpm.add_noise(x0, noise, timesteps))
+    expected = ddpm.losses(output, x0, noise, timesteps)
+    for name, value in ddpm.losses(output, x0, noise, timesteps.to(dtype)).items():
+        assert torch.equal(value, expected[name])
+
+
 def test_objectives_by_name():
     for name, objective_class in OBJECTIVES.items():
         objective = create_objective(name)

@@ -12,10 +12,12 @@ from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
@@ -34,11 +36,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def ddpm_pipeline(**components) -> DEMOPipeline:
-    return quiet(DEMOPipeline(tiny_transformer(), DDPMObjective().scheduler(), **components))
+    parts = {"transformer": tiny_transformer(), "scheduler": DDPMObjective().scheduler(), **components}
+    return quiet(DEMOPipeline(**parts))
 
 
 def flow_pipeline(**components) -> DEMOPipeline:
-    return quiet(DEMOPipeline(tiny_transformer(out_channels=4), FlowObjective().scheduler(), **components))
+    parts = {"transformer": tiny_transformer(out_channels=4), "scheduler": FlowObjective().scheduler(), **components}
+    return quiet(DEMOPipeline(**parts))
 
 
 def sample(pipeline: DEMOPipeline, labels=(1, 2), **options) -> torch.Tensor:
@@ -511,13 +515,108 @@ def test_a_scheduler_given_at_loading_is_held_to_the_trained_noise(tmp_path, oth
         ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, "latents has values that are not finite"),
         ({"output_type": ["pil"]}, "output_type is"),
         ({"output_type": None}, "output_type is None"),
+        ({"guidance_scale": 1e39}, "guidance_scale is 1e"),
+        ({"latents": torch.zeros(1, 4, 8, 8, device="meta")}, "latents is on the meta device"),
+        ({"latents": torch.zeros(1, 4, 8, 8).to_sparse()}, "latents is of layout torch.sparse_coo"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is 3"),
+        ({"callback_on_step_end": "a"}, "callback_on_step_end is 'a'"),
+        ({"return_dict": "a"}, "return_dict is 'a'"),
+        ({"return_dict": None}, "return_dict is None"),
+        ({"class_labels": {1: 2}}, "class_labels is {1: 2}"),
+        ({"class_labels": b"1"}, "class_labels is b'1'"),
+        ({"class_labels": torch.zeros(1, dtype=torch.long, device="meta")}, "class_labels is on the meta device"),
+        ({"class_labels": torch.ones(1, dtype=torch.long).to_sparse()}, "class_labels is of layout"),
     ],
 )
 def test_arguments_of_a_wrong_kind_are_named(options, message):
     pipeline = flow_pipeline()
     pipeline.transformer.forward = None
     with pytest.raises(ValueError, match=message):
-        pipeline([1], **{"output_type": "latent", **options})
+        pipeline(**{"class_labels": [1], "output_type": "latent", **options})
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (3, "callback_on_step_end returned 3"),
+        ([1], "callback_on_step_end returned .1."),
+        ({"latents": None}, "latents of callback_on_step_end is None"),
+        ({"latents": torch.zeros(1)}, "latents of callback_on_step_end has shape"),
+        ({"latents": torch.zeros(1, 4, 8, 8).long()}, "latents of callback_on_step_end has dtype"),
+        ({"latents": torch.zeros(1, 4, 8, 8, device="meta")}, "latents of callback_on_step_end is on the meta"),
+        ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, r"not finite: sample 0 \(class 1\)"),
+    ],
+)
+def test_what_a_callback_must_not_return_is_named(returned, message):
+    with pytest.raises(ValueError, match=message):
+        sample(flow_pipeline(), [1], callback_on_step_end=lambda *arguments: returned)
+
+
+@pytest.mark.parametrize("factor", [1e38, float("inf")])
+def test_a_network_that_overflows_is_one_error_of_the_adaptive_solver(factor):
+    pipeline = flow_pipeline()
+    pipeline.scheduler = FlowMatchDopri5Scheduler()
+    with torch.no_grad():
+        pipeline.transformer.output.proj.weight.mul_(factor)
+    with pytest.raises(ValueError, match="not finite"):
+        sample(pipeline, [1])
+
+
+CLIPS = {
+    "no range": {"clip_sample": True, "clip_sample_range": 0},
+    "a range of 0.3": {"clip_sample": True, "clip_sample_range": 0.3},
+    "a negative range": {"clip_sample": True, "clip_sample_range": -1},
+}
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("case", CLIPS)
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, DDPMScheduler])
+def test_pixels_are_clipped_to_their_range(scheduler_class, case, from_file, tmp_path):
+    pipeline = ddpm_pipeline(transformer=tiny_transformer(in_channels=1, out_channels=2))
+    known = pipeline.scheduler.config
+    right, wrong = (scheduler_class.from_config(known, **s) for s in ({"clip_sample": True}, CLIPS[case]))
+    pipeline.scheduler = right
+    expected = sample(pipeline)
+    pipeline.scheduler = wrong
+    if from_file:
+        pipeline.save_pretrained(tmp_path)
+        pipeline = quiet(DEMOPipeline.from_pretrained(tmp_path))
+    assert torch.equal(sample(pipeline), expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"sample_max_value": 0.2}, {"sample_max_value": "1"}, {"dynamic_thresholding_ratio": 2}], ids=str
+)
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler],
+)
+def test_thresholds_that_shrink_pixels_are_refused(scheduler_class, settings):
+    pipeline = ddpm_pipeline(transformer=tiny_transformer(in_channels=1, out_channels=2))
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, thresholding=True, **settings)
+    with pytest.raises(ValueError, match=f"'s {next(iter(settings))} is "):
+        sample(pipeline)
+    pipeline = flow_pipeline(transformer=tiny_transformer(in_channels=1, out_channels=1))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    pipeline.scheduler = DPMSolverMultistepScheduler(thresholding=True, **flow, **settings)
+    with pytest.raises(ValueError, match=f"'s {next(iter(settings))} is "):
+        sample(pipeline)
+
+
+def test_noise_levels_that_are_no_noise_are_not_sampled():
+    pipeline = ddpm_pipeline(scheduler=DDPMScheduler(num_train_timesteps=37, variance_type="learned_range"))
+    with pytest.raises(ValueError, match=r"After the last of 37 timesteps 0.83 of the data is left"):
+        sample(pipeline)
+
+
+@pytest.mark.parametrize("inner", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_within_a_scheduler(inner):
+    pipeline = ddpm_pipeline()
+    known = pipeline.scheduler.config
+    solver = inner.from_config(known, variance_type=None)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(known, solver_p=solver)
+    assert sample(pipeline).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -532,6 +631,7 @@ def test_arguments_of_a_wrong_kind_are_named(options, message):
         ({"trained_noise": {"betas": 1}}, "trained_noise is .*betas.*unknown"),
         ({"trained_noise": [1]}, "trained_noise is"),
         ({"trained_noise": {"beta_start": "a"}}, "trained_noise is"),
+        ({"trained_noise": {"beta_start": 1e-4, "beta_end": 10**400}}, "trained_noise is"),
     ],
 )
 def test_parts_of_a_wrong_kind_are_named(parts, message):

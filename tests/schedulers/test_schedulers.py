@@ -104,9 +104,9 @@ def test_dopri5_costs_six_calls_a_step(golden):
 
 
 def test_dopri5_gives_up_with_a_message():
-    with pytest.raises(RuntimeError, match="No step of at least .* near t = .*larger tolerances"):
+    with pytest.raises(ValueError, match="No step of at least .* near t = .*larger tolerances"):
         integrate(FlowMatchDopri5Scheduler(), lambda x, t: torch.randn_like(x) * 1e4, torch.zeros(1, 1, 2, 2), 5)
-    with pytest.raises(RuntimeError, match=r"not finite near t = 1.0"):
+    with pytest.raises(ValueError, match=r"not finite near t = 1.0"):
         integrate(FlowMatchDopri5Scheduler(), lambda x, t: x / 0, torch.zeros(1, 1, 2, 2), 5)
 
 
@@ -233,6 +233,41 @@ def test_wrong_use_is_named(scheduler):
     integrate(scheduler, lambda x, t: x, x, 3)
     with pytest.raises(RuntimeError, match="no step left"):
         scheduler.step(x, 0, x)
+
+
+SAMPLE = torch.linspace(-1, 1, 256).view(1, 4, 8, 8)
+BAD_STEPS = {
+    "model_output is None": {"model_output": None},
+    "model_output has shape .1, 1, 8, 8.": {"model_output": SAMPLE[:, :1]},
+    "model_output has dtype torch.int64": {"model_output": SAMPLE.long()},
+    "not finite near t = 1.0": {"model_output": SAMPLE / 0},
+    "timestep is 3; the scheduler's next one is 1000": {"timestep": torch.tensor(3.0)},
+    "timestep is 0; ": {"timestep": 0},
+    "timestep is None": {"timestep": None},
+    "timestep is 'a'": {"timestep": "a"},
+    "timestep is a tensor of shape .2": {"timestep": torch.ones(2)},
+    "sample is None": {"sample": None},
+    "sample has dtype torch.int64": {"sample": SAMPLE.long()},
+}
+
+
+@pytest.mark.parametrize("message", BAD_STEPS)
+@pytest.mark.parametrize("scheduler", [FlowMatchSDEScheduler, FlowMatchDopri5Scheduler])
+def test_wrong_arguments_of_a_step_are_named(scheduler, message):
+    scheduler = scheduler()
+    scheduler.set_timesteps(3)
+    right = {"model_output": SAMPLE, "timestep": next(iter(scheduler.timesteps)), "sample": SAMPLE}
+    with pytest.raises(ValueError, match=message):
+        scheduler.step(**{**right, **BAD_STEPS[message]})
+    assert scheduler.step(**right).prev_sample.shape == SAMPLE.shape  # nothing was taken
+
+
+@pytest.mark.parametrize("generator", ["a", 3, ["a"]])
+def test_a_wrong_generator_is_named(generator):
+    scheduler = FlowMatchSDEScheduler()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="generator is "):
+        scheduler.step(SAMPLE, 1000, SAMPLE, generator=generator)
 
 
 def official_respacing(num_train_timesteps, count):

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from demo_diffusion.checks import check_tensor, check_values
+from demo_diffusion.models.input_checks import check_computable
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from demo_diffusion.models.layers.folding import Foldable, Linear
@@ -141,6 +142,7 @@ class EMOv2Model(EMOv2PreTrainedModel):
         )
         if 0 in pixel_values.shape[1:]:
             raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must hold at least one pixel.")
+        check_computable("pixel_values", pixel_values, self.stem.conv.conv)
         tokens = self.stem(pixel_values.permute(0, 2, 3, 1).contiguous())
         outputs = [tokens]
         for blocks in self.stages:

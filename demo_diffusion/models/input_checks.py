@@ -1,0 +1,31 @@
+"""Whether a network can compute with the tensors that it is given."""
+
+import torch
+from torch import nn
+
+
+def check_dense(name: str, value: torch.Tensor) -> None:
+    """Raises ValueError unless a tensor has all its values in memory: it is not sparse and not on the meta device."""
+    if value.is_meta or value.layout != torch.strided:
+        kind = "on the meta device" if value.is_meta else f"of layout {value.layout}"
+        raise ValueError(f"{name} is {kind}; it must be a dense tensor with values.")
+
+
+def check_computable(name: str, value: torch.Tensor, layer: nn.Module) -> None:
+    """Raises ValueError unless a layer with a weight takes a tensor: a dense one, and in its weight's precision.
+
+    Layers that a library gives their weights only while they compute, and autocast, cast for themselves.
+    """
+    weight = layer.weight
+    if not weight.is_meta or value.layout != torch.strided:
+        check_dense(name, value)
+    if value.dtype == weight.dtype or not value.is_floating_point() or _is_cast(value, layer):
+        return
+    kind = str(value.dtype).removeprefix("torch.")
+    raise ValueError(f"{name} is {kind}; this model's weights are {weight.dtype}. Convert one of them.")
+
+
+def _is_cast(value: torch.Tensor, layer: nn.Module) -> bool:
+    if hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook"):
+        return True
+    return value.dtype != torch.float64 and not value.is_meta and torch.is_autocast_enabled(value.device.type)
