@@ -2,6 +2,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -99,6 +100,28 @@ def test_numbers_without_names_are_class_ids(tmp_path):
     images = load_images(DataConfig(dataset=file, resolution=8, label_column="fine"))
     assert images.id2label == {i: str(i) for i in range(12)}
     assert [images.dataset[i][1] for i in range(12)] == labels
+
+
+@pytest.mark.parametrize("labels", [[0, 5], [1, 2], [0, 10**7], [0, 10**12], [0, 2**63], [3]])
+def test_numbers_that_leave_one_out_are_no_class_ids(labels, tmp_path):
+    table = datasets.Dataset.from_dict({"img": [picture()] * len(labels), "fine": np.array(labels, np.uint64)})
+    table.cast_column("img", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=rf"'fine' has {len(labels)} different labels up to {max(labels)}, but none"):
+        load_images(DataConfig(dataset=str(tmp_path / "data.parquet"), resolution=8, label_column="fine"))
+
+
+def test_a_name_without_an_image_stays_a_class_and_is_said(tmp_path):
+    file = parquet(tmp_path, img=[picture()] * 2, label=[1, 1])
+    with pytest.warns(UserWarning, match="1 of 2 classes have no image: cat"):
+        assert load_images(DataConfig(dataset=file, resolution=8)).id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_hostile_description_of_the_columns_is_named(tmp_path):
+    table = pq.read_table(parquet(tmp_path, img=[picture()], label=[0]))
+    nested = table.replace_schema_metadata({b"huggingface": b"[" * 100_000})
+    pq.write_table(nested, tmp_path / "nested.parquet")
+    with pytest.raises(ValueError, match=r"nested.parquet cannot be read: "):
+        load_images(DataConfig(dataset=str(tmp_path / "nested.parquet"), resolution=8))
 
 
 def test_texts_become_classes(tmp_path):
