@@ -1,8 +1,10 @@
 """Labelled images from scikit-learn, a folder, a parquet file or the hub."""
 
+import dataclasses
 import glob
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from demo_diffusion.cli.command import require_packages
@@ -10,11 +12,13 @@ from demo_diffusion.cli.command import require_packages
 import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from demo_diffusion.cli.options import option
 from demo_diffusion.records.printable import printable
+from demo_diffusion.records.reading import check_regular
 
 from .listing import ClassOrder, check_distinct, class_folders, image_files, natural_order
 from .preparation import center_crop, to_rgb
@@ -215,7 +219,9 @@ class ImageTable(Dataset):
     """
 
     def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int | None):
-        self.table = table
+        # Read here, and not by datasets, which hands on pixels without the depth that they had in the file.
+        self.table = table.cast_column(image_column, datasets.Image(decode=False))
+        self.image = dataclasses.replace(table.features[image_column], decode=True)
         self.image_column = image_column
         self.label_column = label_column
         self.resolution = resolution
@@ -233,10 +239,21 @@ class ImageTable(Dataset):
         """A row as an RGB image of its own size, and its class id; raises an ImageError if it cannot be read."""
         try:
             row = self.table[index]
-            return to_rgb(row[self.image_column]), row[self.label_column]
+            return self._read(row[self.image_column]), row[self.label_column]
         except Exception as error:  # a damaged image makes Pillow raise almost anything
             raise ImageError(f"{self._name(index)} cannot be read as an image: {error}") from error
 
+    def _read(self, encoded: dict | None) -> Image.Image:
+        if encoded is None:
+            raise ValueError("there is none in this row")
+        content, path = encoded["bytes"], encoded["path"]
+        if self.image.mode is not None or (content is None and not is_local_path(path)):
+            return to_rgb(self.image.decode_example(encoded))
+        if content is None:
+            check_regular(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
+            return to_rgb(image)
+
     def _name(self, index: int) -> str:
-        encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]
-        return f"Row {index} ({encoded['path'] or 'no file name'})"
+        path = (self.table[index][self.image_column] or {}).get("path")
+        return f"Row {index} ({path or 'no file name'})"

@@ -1,3 +1,4 @@
+from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -8,8 +9,9 @@ import torch
 from PIL import Image
 
 from demo_diffusion.data.images import DataConfig, load_images
-from demo_diffusion.data.preparation import center_crop, to_rgb
+from demo_diffusion.data.preparation import center_crop, read_rgb, to_rgb
 from tests.support.images import image_folder, picture
+from tests.support.png import CHANNELS, png
 
 
 def test_digits():
@@ -69,6 +71,65 @@ def test_modes():
         assert to_rgb(picture(mode=mode)).mode == "RGB"
     with pytest.raises(ValueError, match="mode is 'F'"):
         to_rgb(Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("is_clear", [False, True])
+@pytest.mark.parametrize(
+    ("depth", "kind"),
+    [*((depth, "grey") for depth in (1, 2, 4, 8, 16)), *((depth, kind) for depth in (8, 16) for kind in CHANNELS)],
+)
+def test_every_depth_is_rounded_and_what_is_transparent_becomes_white(depth, kind, is_clear, tmp_path):
+    channels, most = CHANNELS[kind][1], 2**depth - 1
+    deep = np.random.default_rng(0).integers(0, 2**depth, (4, 4, channels))
+    has_alpha = kind.endswith("alpha")
+    clear = tuple(map(int, deep[0, 0])) if is_clear and not has_alpha else ()
+    grey = np.round(deep * 255 / most)
+    expected = np.broadcast_to(grey[..., : channels - has_alpha], (4, 4, 3)).copy()
+    if has_alpha:
+        alpha = grey[..., -1:] / 255
+        expected = 255 - alpha * (255 - expected)
+    if clear:
+        expected[(deep == clear).all(-1)] = 255
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(deep, depth, kind, clear))
+    read = [read_rgb(tmp_path / "cat/a.png")]
+    for path in (tmp_path, whole_parquet(tmp_path)):
+        read += [load_images(DataConfig(dataset=str(path), resolution=4), own_size=True).dataset.picture(1)[0]]
+    for image in read:
+        assert np.abs(np.array(image) - expected).max() <= (1 if has_alpha else 0)  # Pillow's own rounding
+
+
+def whole_parquet(folder: Path) -> Path:
+    table = load_images(DataConfig(dataset=str(folder), resolution=4)).dataset.table
+    rows = {"image": [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in table]}
+    features = datasets.Features({"image": datasets.Image(), "label": table.features["label"]})
+    table = datasets.Dataset.from_dict({**rows, "label": table["label"][:]}, features=features)
+    (folder.parent / f"{folder.name} whole").mkdir()
+    table.to_parquet(file := folder.parent / f"{folder.name} whole/data.parquet")
+    return file
+
+
+def test_an_orientation_holds_for_deep_colours():
+    turned, plain = (Image.open(BytesIO(png(DEEP, 16, "colour"))) for _ in range(2))
+    turned.info["exif"] = b"Exif\0\0" + exif_of(6)
+    assert np.array_equal(np.array(to_rgb(turned)), np.rot90(np.array(to_rgb(plain)), -1))
+
+
+DEEP = np.random.default_rng(0).integers(0, 2**16, (3, 5, 3))
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def test_a_transparent_colour_that_was_not_read_is_refused():
+    image = Image.new("RGB", (2, 2))
+    image.info["transparency"] = (1000, 2000, 3000)
+    with pytest.raises(ValueError, match=r"transparent colour is \(1000, 2000, 3000\), of 16 bits"):
+        to_rgb(image)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
