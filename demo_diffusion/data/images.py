@@ -1,7 +1,10 @@
 """Labelled images from scikit-learn, a folder, a parquet file or the hub."""
 
+import dataclasses
 import glob
+import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from demo_diffusion.cli.command import require_packages
@@ -9,13 +12,18 @@ from demo_diffusion.cli.command import require_packages
 import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from demo_diffusion.cli.options import option
+from demo_diffusion.records.printable import printable
+from demo_diffusion.records.reading import check_regular
 
-from .listing import ClassOrder, class_folders, image_files, natural_order
+from .listing import ClassOrder, check_distinct, class_folders, image_files, natural_order
 from .preparation import center_crop, to_rgb
+
+MAX_LISTED = 5  # of labels and names of classes
 
 
 @dataclass
@@ -103,7 +111,7 @@ def _open_table(config: DataConfig, class_order: ClassOrder) -> datasets.Dataset
         if path.is_dir() and glob.has_magic(str(path)):  # the folder's own name, and no pattern
             return datasets.load_dataset("parquet", data_dir=glob.escape(str(path)), split=config.split)
         return datasets.load_dataset(config.dataset, split=config.split)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # a damaged file makes datasets raise almost anything
         here = "" if path.exists() else " (there is no such file or folder here, so the hub was asked)"
         raise ValueError(f"The split {config.split!r} of {config.dataset} cannot be read{here}: {error}") from error
 
@@ -154,23 +162,46 @@ def _select_columns(table: datasets.Dataset, image_column: str, label_column: st
 def _number_texts(table: datasets.Dataset, label_column: str, class_order: ClassOrder) -> datasets.Dataset:
     if None in (names := table.unique(label_column)):
         raise ValueError(f"Column {label_column!r} has rows without a label; labels must be texts, one a row.")
+    check_distinct(names)
     return table.cast_column(label_column, datasets.ClassLabel(names=class_order(names)))
 
 
 def _class_names(table: datasets.Dataset, label_column: str) -> list[str]:
-    """Names of the classes 0 … n − 1; whole numbers without names are class ids and keep their value."""
+    """Names of the classes 0 … n − 1; whole numbers without names are class ids and keep their value.
+
+    Of classes with names some may have no image, which is said.
+    """
     feature = table.features[label_column]
     is_whole = str(getattr(feature, "dtype", "")).startswith(("int", "uint"))  # of named classes too
     labels = table.unique(label_column) if is_whole else [None]
     if None in labels:
         raise ValueError(f"Column {label_column!r} holds {feature}; labels must be whole numbers or texts, one a row.")
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(max(labels) + 1)]
-    if outside := sorted(label for label in labels if not 0 <= label < len(names)):
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    last = max(labels) if names is None else len(names) - 1
+    if outside := sorted(label for label in labels if not 0 <= label <= last):
         raise ValueError(
-            f"Column {label_column!r} has the labels {outside}; they must be in 0 … {len(names) - 1}. Splits without "
-            "labels cannot train a class-conditional model."
+            f"Column {label_column!r} has the labels {outside[:MAX_LISTED]}; they must be in 0 … {last}. Splits "
+            "without labels cannot train a class-conditional model."
         )
+    if names is None:
+        return _number_names(set(labels), label_column)
+    check_distinct(names)
+    used = set(labels)
+    if without := [name for i, name in enumerate(names) if i not in used]:
+        listed = ", ".join(map(printable, without[:MAX_LISTED])) + (", …" if len(without) > MAX_LISTED else "")
+        warnings.warn(f"{len(without)} of {len(names)} classes have no image: {listed}.", stacklevel=2)
     return names
+
+
+def _number_names(labels: set[int], label_column: str) -> list[str]:
+    """Numbers from 0 on as names: without a name that says so, a number that is left out is no class."""
+    if missing := [i for i in range(len(labels)) if i not in labels]:
+        raise ValueError(
+            f"Column {label_column!r} has {len(labels)} different labels up to {max(labels)}, but none is "
+            f"{missing[0]}; whole numbers must be the classes 0 … n − 1, each with an image. Renumber them, or give "
+            "the column names (datasets.ClassLabel)."
+        )
+    return [str(i) for i in range(len(labels))]
 
 
 class ImageError(ValueError):
@@ -188,7 +219,9 @@ class ImageTable(Dataset):
     """
 
     def __init__(self, table: datasets.Dataset, image_column: str, label_column: str, resolution: int | None):
-        self.table = table
+        # Read here, and not by datasets, which hands on pixels without the depth that they had in the file.
+        self.table = table.cast_column(image_column, datasets.Image(decode=False))
+        self.image = dataclasses.replace(table.features[image_column], decode=True)
         self.image_column = image_column
         self.label_column = label_column
         self.resolution = resolution
@@ -206,10 +239,21 @@ class ImageTable(Dataset):
         """A row as an RGB image of its own size, and its class id; raises an ImageError if it cannot be read."""
         try:
             row = self.table[index]
-            return to_rgb(row[self.image_column]), row[self.label_column]
+            return self._read(row[self.image_column]), row[self.label_column]
         except Exception as error:  # a damaged image makes Pillow raise almost anything
             raise ImageError(f"{self._name(index)} cannot be read as an image: {error}") from error
 
+    def _read(self, encoded: dict | None) -> Image.Image:
+        if encoded is None:
+            raise ValueError("there is none in this row")
+        content, path = encoded["bytes"], encoded["path"]
+        if self.image.mode is not None or (content is None and not is_local_path(path)):
+            return to_rgb(self.image.decode_example(encoded))
+        if content is None:
+            check_regular(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
+            return to_rgb(image)
+
     def _name(self, index: int) -> str:
-        encoded = self.table.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column]
-        return f"Row {index} ({encoded['path'] or 'no file name'})"
+        path = (self.table[index][self.image_column] or {}).get("path")
+        return f"Row {index} ({path or 'no file name'})"

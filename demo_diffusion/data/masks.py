@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from demo_diffusion.cli.options import option
@@ -15,12 +15,13 @@ from demo_diffusion.records.hashes import tensor_hash
 
 from .facts import COMPARED_IMAGES
 from .listing import image_files
-from .preparation import read_rgb
+from .preparation import STEPS, layout, read_image, read_rgb
 from .scenes import DigitScenes
 from .strokes import ThinStrokes
 
 SCENES, STROKES = "digit_scenes", "thin_strokes"
 GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+LOSSY = ("JPEG", "MPO", "JPEG2000")
 
 
 @dataclass
@@ -97,14 +98,16 @@ class FolderPixels(Dataset):
     """A folder of images and a folder of masks, matched by their paths without suffix.
 
     Raises:
-        ValueError: if there are no images, or an image has no mask.
+        ValueError: if there are no images, or an image has no mask or several.
     """
 
     def __init__(self, images: Path, masks: Path, kind: str, num_classes: int):
         for folder in (images, masks):
             if not folder.is_dir():
                 raise ValueError(f"{folder} is no folder.")
-        by_name = {file.relative_to(masks).with_suffix(""): file for file in image_files(masks)}
+        by_name: dict[Path, list[Path]] = {}
+        for file in image_files(masks):
+            by_name.setdefault(file.relative_to(masks).with_suffix(""), []).append(file)
         files = image_files(images)
         if not files:
             raise ValueError(f"{images} has no images.")
@@ -113,7 +116,11 @@ class FolderPixels(Dataset):
             raise ValueError(
                 f"{len(without)} of {len(files)} images have no mask in {masks}; the first is {without[0]}."
             )
-        self.pairs = [(file, by_name[file.relative_to(images).with_suffix("")]) for file in files]
+        found = [(file, by_name[file.relative_to(images).with_suffix("")]) for file in files]
+        for file, its_masks in found:
+            if len(its_masks) > 1:
+                raise ValueError(f"{file} has {len(its_masks)} masks: {', '.join(map(str, its_masks))}; keep one.")
+        self.pairs = [(file, mask) for file, (mask,) in found]
         self.kind, self.num_classes = kind, 2 if kind == "hrf" else num_classes
 
     def __len__(self) -> int:
@@ -133,20 +140,14 @@ class FolderPixels(Dataset):
 
 
 def read_mask(file: Path, kind: str, num_classes: int) -> torch.Tensor:
-    """Class ids (H, W) int64 of a mask: grey levels of 8 or 16 bits, or the indices of a palette.
+    """Class ids (H, W) int64 of a mask: grey levels of 1 to 16 bits, or the indices of a palette.
 
     Raises:
-        ValueError: if it cannot be read, is in colour, or has a label out of range.
+        ValueError: if it cannot be read, is in colour, in a format that changes ids, or has a label out of range.
     """
-    try:
-        with Image.open(file) as opened:
-            mode, values = opened.mode, np.array(opened)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as a mask: {error}") from error
-    if mode not in GREY_MODES:
-        raise ValueError(
-            f"{file} is a mask of mode {mode}; it must hold one class id a pixel (grey of 8 or 16 bits, or a palette)."
-        )
+    mistake, values = read_image(file, lambda image: (_mistake(image), _levels(image)))
+    if mistake:
+        raise ValueError(f"{file} is a mask {mistake}")
     classes = torch.from_numpy(values.astype(np.int64))
     if kind == "hrf":
         return (classes != 0).long()
@@ -160,6 +161,28 @@ def read_mask(file: Path, kind: str, num_classes: int) -> torch.Tensor:
             f"{'1' if kind == 'ade20k' else '0'} to {num_classes - (kind != 'ade20k')}. Is it --num_classes or --kind?"
         )
     return classes
+
+
+def _mistake(image: Image.Image) -> str:
+    """Why the pixels of a picture that is open are no class ids; "" if they are."""
+    raw, tiles = layout(image), getattr(image, "tile", ())
+    if image.mode not in GREY_MODES:
+        return f"of mode {image.mode}; it must hold one class id a pixel (grey of 8 or 16 bits, or a palette)."
+    if image.format in LOSSY or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        return f"in {image.format} with losses, which change class ids; save it as .png from its source."
+    if getattr(image, "n_frames", 1) > 1:
+        return f"of {image.n_frames} pictures; it must be one."
+    if raw.startswith("L") and raw.endswith("I"):
+        return "whose grey levels are stored upside down (0 is white); save it as .png with class ids."
+    if image.format == "PPM" and tiles[0][0] != "raw" and tiles[0][3][1] not in (255, 65535):
+        return f"whose largest grey level is {tiles[0][3][1]}, to which readers scale; save it as .png."
+    return ""
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """The grey levels or indices (H, W) as the file has them; Pillow spreads those of 2 and 4 bits over 8."""
+    step = STEPS.get(layout(image), 1)
+    return np.array(ImageOps.exif_transpose(image)) // step
 
 
 def describe_masks(pixels: LabelledPixels) -> dict:

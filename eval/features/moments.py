@@ -11,11 +11,12 @@ SMALLEST = 1e-300  # variance that a matrix of zeros is given
 
 def check_covariance(name: str, matrix: np.ndarray) -> None:
     """Raises ValueError unless a square matrix of finite numbers is symmetric and positive semidefinite."""
+    matrix = matrix.astype(np.float64)
     allowed = ROUNDING * np.abs(matrix).max(initial=0)
     if (asymmetry := np.abs(matrix - matrix.T).max(initial=0)) > allowed:
         raise ValueError(f"{name} is not symmetric (entries differ by up to {asymmetry:.3g}), so it is no covariance.")
     try:
-        np.linalg.cholesky(matrix.astype(np.float64) + max(allowed, SMALLEST) * np.eye(len(matrix)))
+        np.linalg.cholesky(matrix + max(allowed, SMALLEST) * np.eye(len(matrix)))
     except np.linalg.LinAlgError:
         raise ValueError(f"{name} has negative eigenvalues, so it is no covariance.") from None
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from demo_diffusion.checks import check_whole, shown
 from demo_diffusion.eval.samples.image_sources import ImageSource, SampleArray
 from demo_diffusion.records.files import read_npz, write_npz
 from demo_diffusion.records.hashes import file_hash
@@ -69,9 +70,10 @@ class Reference:
             raise ValueError(f"{path} is not a reference made by eval/reference.py; it lacks {missing}.{hint}")
         try:
             reference = cls(**{name: content[name] for name in ARRAYS}, **json.loads(str(content["facts"])))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: its facts are not those of a reference: {error}") from error
         reference.check(path)
+        reference._take_own_types(path)
         reference.sha256 = file_hash(path)
         return reference
 
@@ -83,7 +85,12 @@ class Reference:
         return reference
 
     def check(self, path: Path) -> None:
-        """Raises a ValueError if the arrays do not fit together, are not finite, or a covariance is none."""
+        """Raises a ValueError if the arrays do not fit together, are not finite, or a covariance or a fact is none."""
+        for name in ("extractor", "extractor_fingerprint", "source"):
+            if not isinstance(text := getattr(self, name), str):
+                raise ValueError(f"{path}: {name} is {shown(text)}; it must be a text.")
+        if self.num_images is not None:
+            check_whole(f"{path}: num_images", self.num_images, most=2**53)
         width, spatial = self.mean.shape[-1:], self.spatial_mean.shape[-1:]
         expected = {
             "mean": width,
@@ -97,7 +104,7 @@ class Reference:
             array = getattr(self, name)
             if array.shape != shape:
                 raise ValueError(f"{path}: {name} has shape {array.shape}; it must be {shape}.")
-            if array.dtype != (np.uint8 if name == "images" else array.dtype) or array.dtype.kind not in "fu":
+            if array.dtype != np.uint8 if name == "images" else array.dtype.kind != "f":
                 raise ValueError(f"{path}: {name} is {array.dtype}; features must be floating point, images uint8.")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{path}: {name} has values that are not finite.")
@@ -105,6 +112,19 @@ class Reference:
             raise ValueError(f"{path} has the features of no image.")
         for name in ("covariance", "spatial_covariance"):
             check_covariance(f"{path}: {name}", getattr(self, name))
+
+    def _take_own_types(self, path: Path) -> None:
+        """Features become float32 and moments float64, whatever precision the file has.
+
+        Raises:
+            ValueError: if a feature is too large for it.
+        """
+        for name in ARRAYS[:4]:
+            setattr(self, name, getattr(self, name).astype(np.float64))
+        with np.errstate(over="ignore"):
+            self.features = self.features.astype(np.float32)
+        if not np.isfinite(self.features).all():
+            raise ValueError(f"{path}: features has values that are not finite as float32.")
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises a ValueError unless its images have the size (height, width) of the samples."""

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from demo_diffusion.data.images import LabelledImages
 from demo_diffusion.data.listing import image_files
-from demo_diffusion.data.preparation import center_crop, read_image, read_rgb
+from demo_diffusion.data.preparation import center_crop, layout, read_image, read_rgb
 from demo_diffusion.records.files import read_npz
 
 
@@ -97,13 +97,26 @@ class SampleFolder(ReadImages):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         path = self.files[index]
-        image = read_image(path)
-        if image.mode != "RGB":
-            raise ValueError(f"{path} has mode {image.mode}; samples must be 8-bit RGB. Convert it first.")
+        mistake, image = read_image(path, lambda image: (_mistake(image), ImageOps.exif_transpose(image)))
+        if mistake:
+            raise ValueError(f"{path} {mistake}; samples must be 8-bit RGB in PNG format. Convert it first.")
         if (image.height, image.width) != self.size:
             first = self.size[::-1]
             raise ValueError(f"{path} is {image.size} pixels, but {self.files[0]} is {first}; sizes must be equal.")
         return to_tensor(image)
+
+
+def _mistake(image: Image.Image) -> str:
+    """Why a picture that is open is no sample; "" if it is one."""
+    if image.mode != "RGB":
+        return f"has mode {image.mode}"
+    if image.format != "PNG":
+        return f"has the format {image.format}, whatever its name"
+    if layout(image) != "RGB":
+        return "has 16 bits a channel"
+    if image.has_transparency_data:
+        return "has a transparent colour"
+    return f"has {image.n_frames} frames" if getattr(image, "n_frames", 1) > 1 else ""
 
 
 class SampleArray(ReadImages):

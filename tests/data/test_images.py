@@ -1,14 +1,17 @@
+from io import BytesIO
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from demo_diffusion.data.images import DataConfig, load_images
-from demo_diffusion.data.preparation import center_crop, to_rgb
+from demo_diffusion.data.preparation import center_crop, read_rgb, to_rgb
 from tests.support.images import image_folder, picture
+from tests.support.png import CHANNELS, png
 
 
 def test_digits():
@@ -70,6 +73,65 @@ def test_modes():
         to_rgb(Image.new("F", (2, 2)))
 
 
+@pytest.mark.parametrize("is_clear", [False, True])
+@pytest.mark.parametrize(
+    ("depth", "kind"),
+    [*((depth, "grey") for depth in (1, 2, 4, 8, 16)), *((depth, kind) for depth in (8, 16) for kind in CHANNELS)],
+)
+def test_every_depth_is_rounded_and_what_is_transparent_becomes_white(depth, kind, is_clear, tmp_path):
+    channels, most = CHANNELS[kind][1], 2**depth - 1
+    deep = np.random.default_rng(0).integers(0, 2**depth, (4, 4, channels))
+    has_alpha = kind.endswith("alpha")
+    clear = tuple(map(int, deep[0, 0])) if is_clear and not has_alpha else ()
+    grey = np.round(deep * 255 / most)
+    expected = np.broadcast_to(grey[..., : channels - has_alpha], (4, 4, 3)).copy()
+    if has_alpha:
+        alpha = grey[..., -1:] / 255
+        expected = 255 - alpha * (255 - expected)
+    if clear:
+        expected[(deep == clear).all(-1)] = 255
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(deep, depth, kind, clear))
+    read = [read_rgb(tmp_path / "cat/a.png")]
+    for path in (tmp_path, whole_parquet(tmp_path)):
+        read += [load_images(DataConfig(dataset=str(path), resolution=4), own_size=True).dataset.picture(1)[0]]
+    for image in read:
+        assert np.abs(np.array(image) - expected).max() <= (1 if has_alpha else 0)  # Pillow's own rounding
+
+
+def whole_parquet(folder: Path) -> Path:
+    table = load_images(DataConfig(dataset=str(folder), resolution=4)).dataset.table
+    rows = {"image": [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in table]}
+    features = datasets.Features({"image": datasets.Image(), "label": table.features["label"]})
+    table = datasets.Dataset.from_dict({**rows, "label": table["label"][:]}, features=features)
+    (folder.parent / f"{folder.name} whole").mkdir()
+    table.to_parquet(file := folder.parent / f"{folder.name} whole/data.parquet")
+    return file
+
+
+def test_an_orientation_holds_for_deep_colours():
+    turned, plain = (Image.open(BytesIO(png(DEEP, 16, "colour"))) for _ in range(2))
+    turned.info["exif"] = b"Exif\0\0" + exif_of(6)
+    assert np.array_equal(np.array(to_rgb(turned)), np.rot90(np.array(to_rgb(plain)), -1))
+
+
+DEEP = np.random.default_rng(0).integers(0, 2**16, (3, 5, 3))
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def test_a_transparent_colour_that_was_not_read_is_refused():
+    image = Image.new("RGB", (2, 2))
+    image.info["transparency"] = (1000, 2000, 3000)
+    with pytest.raises(ValueError, match=r"transparent colour is \(1000, 2000, 3000\), of 16 bits"):
+        to_rgb(image)
+
+
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     folder = image_folder(tmp_path / "data")
     (folder / "cat/1.png").write_bytes(b"no image")
@@ -99,6 +161,28 @@ def test_numbers_without_names_are_class_ids(tmp_path):
     images = load_images(DataConfig(dataset=file, resolution=8, label_column="fine"))
     assert images.id2label == {i: str(i) for i in range(12)}
     assert [images.dataset[i][1] for i in range(12)] == labels
+
+
+@pytest.mark.parametrize("labels", [[0, 5], [1, 2], [0, 10**7], [0, 10**12], [0, 2**63], [3]])
+def test_numbers_that_leave_one_out_are_no_class_ids(labels, tmp_path):
+    table = datasets.Dataset.from_dict({"img": [picture()] * len(labels), "fine": np.array(labels, np.uint64)})
+    table.cast_column("img", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=rf"'fine' has {len(labels)} different labels up to {max(labels)}, but none"):
+        load_images(DataConfig(dataset=str(tmp_path / "data.parquet"), resolution=8, label_column="fine"))
+
+
+def test_a_name_without_an_image_stays_a_class_and_is_said(tmp_path):
+    file = parquet(tmp_path, img=[picture()] * 2, label=[1, 1])
+    with pytest.warns(UserWarning, match="1 of 2 classes have no image: cat"):
+        assert load_images(DataConfig(dataset=file, resolution=8)).id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_hostile_description_of_the_columns_is_named(tmp_path):
+    table = pq.read_table(parquet(tmp_path, img=[picture()], label=[0]))
+    nested = table.replace_schema_metadata({b"huggingface": b"[" * 100_000})
+    pq.write_table(nested, tmp_path / "nested.parquet")
+    with pytest.raises(ValueError, match=r"nested.parquet cannot be read: "):
+        load_images(DataConfig(dataset=str(tmp_path / "nested.parquet"), resolution=8))
 
 
 def test_texts_become_classes(tmp_path):

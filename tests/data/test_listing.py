@@ -1,10 +1,13 @@
 """What is a class, an image and a path: the same rule for training, references and samples."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from demo_diffusion.data.images import DataConfig, ImageError, load_images
@@ -51,6 +54,49 @@ def test_an_empty_class_is_named(tmp_path):
     (image_folder(tmp_path / "data") / "cow").mkdir()
     with pytest.raises(ValueError, match="there is no image in the class folder .*cow"):
         load_images(config_of(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("other", ["cat ", " cat", "cat\u200b", "cat\t", "c\u00adat"])
+def test_names_that_look_alike_are_no_two_classes(other, tmp_path):
+    folder = image_folder(tmp_path / "folders", classes=("cat", other))
+    texts = datasets.Dataset.from_dict({"image": [picture()] * 2, "label": ["cat", other]})
+    texts.cast_column("image", datasets.Image()).to_parquet(tmp_path / "texts.parquet")
+    for path in (folder, tmp_path / "texts.parquet"):
+        with pytest.raises(ValueError, match=r"the classes .*'cat.* look alike; rename one"):
+            load_images(config_of(path, label_column="label"))
+
+
+@pytest.mark.parametrize("name", ["9.png", "9.JPG"])
+def test_a_pipe_is_no_image(name, tmp_path):
+    folder = image_folder(tmp_path / "data")
+    os.mkfifo(folder / "cat" / name)
+    (folder / "cat/link.png").symlink_to(name)
+    for read in (lambda: load_images(config_of(folder)), lambda: RealFolder(folder, 8)):
+        with pytest.raises((ValueError, OSError), match="is a pipe, a socket or a device; it must be a file"):
+            read()
+
+
+def test_a_link_to_an_image_is_one_and_a_link_to_nowhere_is_named(tmp_path):
+    folder = image_folder(tmp_path / "data")
+    (folder / "cat/link.png").symlink_to("0.png")
+    (folder / "dog/nowhere.png").symlink_to("nothing.png")
+    dataset = load_images(config_of(folder)).dataset
+    assert len(dataset) == 8 and torch.equal(dataset[3][0], dataset[0][0])
+    with pytest.raises(ValueError, match=r"nowhere.png\) cannot be read as an image"):
+        dataset[7]
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path):
+    here = os.open(image_folder(tmp_path / "data") / "cat", os.O_RDONLY)
+    for _ in range(1_200):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    with os.fdopen(os.open("z.png", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+        picture().save(file, "PNG")
+    os.close(here)
+    assert len(image_files(tmp_path / "data")) == 7
+    subprocess.run(["rm", "-r", tmp_path / "data"], check=True)  # pytest's own cleaning calls itself for each folder
 
 
 @pytest.mark.parametrize("target", [".", "..", "../cat", "../../data", "/"])

@@ -1,5 +1,8 @@
 """Folders of images and masks, scenes, and everything that may be wrong in them."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 
 from demo_diffusion.data.masks import MasksConfig, load_masks
 from demo_diffusion.data.strokes import ThinStrokes
+from tests.support.png import png
 
 CLASSES = np.array([[0, 1, 2], [2, 1, 0]])
 
@@ -31,6 +35,66 @@ MASKS = {
     "palette": palette,
     "16 bits": lambda: Image.fromarray(CLASSES.astype(np.uint16)),
 }
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["ids", "ade20k"])
+def test_ids_of_every_depth_are_read_as_they_are(depth, kind, tmp_path):
+    paths = folder(tmp_path, None)
+    (tmp_path / "masks/sub/a.png").write_bytes(png(CLASSES[..., None], depth, "grey"))
+    classes = load_masks(MasksConfig(**paths, kind=kind, num_classes=3), is_training=True).dataset[0][1]
+    assert classes.tolist() == (CLASSES if kind == "ids" else np.where(CLASSES == 0, 255, CLASSES - 1)).tolist()
+
+
+def pgm(largest: int):
+    def save(file: Path) -> None:
+        file.write_bytes(b"P5\n3 2\n%d\n" % largest + CLASSES.astype(">u2" if largest > 255 else "u1").tobytes())
+
+    return save
+
+
+def frames(file: Path) -> None:
+    MASKS["grey"]().save(file, save_all=True, append_images=[Image.new("L", (3, 2), 1)])
+
+
+def bomb(file: Path) -> None:
+    Image.new("1", (14_000, 14_000)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        ("a.jpg", lambda file: MASKS["grey"]().save(file), "is a mask in JPEG with losses, which change class ids"),
+        ("a.png", lambda file: MASKS["grey"]().save(file, "JPEG"), "is a mask in JPEG with losses"),
+        ("a.png", lambda file: MASKS["grey"]().save(file, "JPEG2000"), "is a mask in JPEG2000 with losses"),
+        ("a.tif", lambda file: MASKS["grey"]().save(file, compression="jpeg"), "is a mask in TIFF with losses"),
+        ("a.png", frames, "is a mask of 2 pictures; it must be one"),
+        ("a.tif", frames, "is a mask of 2 pictures; it must be one"),
+        ("a.pgm", pgm(15), "whose largest grey level is 15"),
+        ("a.pgm", pgm(1000), "whose largest grey level is 1000"),
+        ("a.tif", lambda file: MASKS["grey"]().save(file, tiffinfo={262: 0}), "upside down"),
+        ("a.png", bomb, "a.png cannot be read as an image: Image size .* decompression bomb"),
+        ("a.png", os.mkfifo, "is a pipe, a socket or a device"),
+    ],
+)
+def test_masks_whose_ids_cannot_be_known_are_refused(name, save, message, tmp_path):
+    paths = folder(tmp_path, None)
+    save(tmp_path / "masks/sub" / name)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_masks(MasksConfig(**paths, num_classes=3), is_training=True).dataset[0]
+
+
+@pytest.mark.parametrize("name", ["a.pgm", "a.tif", "a.bmp"])
+def test_masks_of_other_formats(name, tmp_path):
+    paths = folder(tmp_path, MASKS["grey"](), f"sub/{name}")
+    assert load_masks(MasksConfig(**paths, num_classes=3), is_training=True).dataset[0][1].tolist() == CLASSES.tolist()
+
+
+def test_two_masks_of_one_image_are_refused(tmp_path):
+    paths = folder(tmp_path, MASKS["grey"]())
+    MASKS["grey"]().save(tmp_path / "masks/sub/a.tif")
+    with pytest.raises(ValueError, match="a.png has 2 masks: .*a.png, .*a.tif; keep one"):
+        load_masks(MasksConfig(**paths), is_training=True)
 
 
 @pytest.mark.parametrize("mask", MASKS)

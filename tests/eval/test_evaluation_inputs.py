@@ -1,5 +1,6 @@
 """What users give the evaluation by mistake: each gets one line that names it, and nothing is scored."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,10 +13,13 @@ from PIL import Image
 from demo_diffusion import DEMOPipeline
 from demo_diffusion.eval.evaluate import main as evaluate
 from demo_diffusion.eval.features.extractors import EfficientNetExtractor
+from demo_diffusion.eval.features.reference import Reference
 from demo_diffusion.eval.reference import main as make_reference
+from demo_diffusion.eval.samples.image_sources import SampleFolder
 from demo_diffusion.objectives import FlowObjective
 from tests.support.evaluation import LITE, pictures
 from tests.support.networks import tiny_transformer
+from tests.support.png import png
 
 
 def spoil(folder: Path, name: str, make) -> Path:
@@ -115,6 +119,79 @@ def bad_inputs(tmp: Path, samples: Path, reference: Path) -> dict[str, tuple[lis
             "'clip'; it must be one of",
         ),
     }
+
+
+def animation(file: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "green")]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+
+
+DEEP = np.random.default_rng(0).integers(0, 2**16, (4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda file: file.write_bytes(png(DEEP, 16, "colour")), "has 16 bits a channel"),
+        (lambda file: file.write_bytes(png(DEEP % 256, 8, "colour", (1, 2, 3))), "has a transparent colour"),
+        (lambda file: file.write_bytes(png(DEEP[..., :2], 16, "grey with alpha")), "has mode RGBA"),
+        (lambda file: Image.new("RGB", (4, 4)).save(file, "JPEG"), "has the format JPEG, whatever its name"),
+        (lambda file: Image.new("RGB", (4, 4)).save(file, "BMP"), "has the format BMP, whatever its name"),
+        (animation, "has 2 frames"),
+    ],
+)
+def test_samples_that_lost_something_are_refused(save, message, tmp_path):
+    save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=f"0.png {message}; samples must be 8-bit RGB in PNG format"):
+        SampleFolder(tmp_path)[0]
+
+
+def changed_facts(**changes):
+    return lambda content: {"facts": np.array(json.dumps({**json.loads(str(content["facts"])), **changes}))}
+
+
+def as_type(name: str, dtype: object):
+    return lambda content: {name: content[name].astype(dtype)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (as_type(name, dtype), f"{name} is .*; features must be floating point, images uint8")
+            for name in ("mean", "covariance", "spatial_mean", "spatial_covariance", "features")
+            for dtype in (np.uint8, np.uint64, np.int32, bool, complex)
+        ),
+        (lambda content: {"features": content["features"].astype(float) + 1e300}, "features has values .* not finite"),
+        *((changed_facts(extractor_fingerprint=each), "extractor_fingerprint is .* a text") for each in (None, 3, [])),
+        *((changed_facts(extractor=each), "extractor is .* it must be a text") for each in (None, 3, ["inception"])),
+        *((changed_facts(source=each), "source is .* it must be a text") for each in (None, 3, ["a"])),
+        *((changed_facts(num_images=each), "num_images is") for each in (-3, 0, 1.5, "3", True, float("nan"))),
+        (lambda content: {"facts": np.array("[" * 100_000)}, "its facts are not those of a reference"),
+    ],
+)
+def test_a_reference_of_other_types_is_refused(change, message, lite_reference, tmp_path):
+    with np.load(lite_reference) as file:
+        content = dict(file)
+    with pytest.raises(ValueError, match=message):
+        Reference.load(Path(new_npz(tmp_path / "other.npz", **{**content, **change(content)})))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f4", np.float64, np.longdouble])
+def test_features_of_any_precision_are_measured(dtype, lite_reference, tmp_path):
+    with np.load(lite_reference) as file:
+        content = dict(file)
+    for name in ("mean", "covariance", "spatial_mean", "spatial_covariance"):
+        content[name] = content[name].astype(np.longdouble if dtype is np.longdouble else content[name].dtype)
+    content["features"] = content["features"].astype(dtype)
+    loaded = Reference.load(Path(new_npz(tmp_path / "other.npz", **content)))
+    assert loaded.features.dtype == np.float32 and loaded.mean.dtype == loaded.covariance.dtype == np.float64
+    torch.testing.assert_close(
+        torch.from_numpy(loaded.features),
+        torch.from_numpy(Reference.load(lite_reference).features),
+        atol=1e-2,
+        rtol=1e-3,
+    )
 
 
 def damaged_npz(tmp: Path) -> Path:
