@@ -52,6 +52,13 @@ def check_tensor(name: str, value: object, shape: Collection[int | str], floatin
         raise ValueError(f"{name} has dtype {value.dtype}; it must hold {kind} numbers.")
 
 
+def check_dense(name: str, value: torch.Tensor) -> None:
+    """Raises ValueError unless a tensor has all its values in memory: it is not sparse and not on the meta device."""
+    if value.is_meta or value.layout != torch.strided:
+        kind = "on the meta device" if value.is_meta else f"of layout {value.layout}"
+        raise ValueError(f"{name} is {kind}; it must be a dense tensor with values.")
+
+
 def check_values(name: str, values: torch.Tensor, least: float, most: float) -> None:
     """Raises ValueError if a value is outside [least, most] or NaN.
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from demo_diffusion.checks import is_whole, shown
-from demo_diffusion.models.input_checks import check_dense
+from demo_diffusion.checks import check_dense, is_whole, shown
 
 
 class LabelNames:

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from demo_diffusion.checks import (
     check_choice,
+    check_dense,
     check_flag,
     check_number,
     check_tensor,
@@ -21,7 +22,6 @@ from demo_diffusion.checks import (
 )
 from demo_diffusion.data.autoencoder import Autoencoder, LatentNormalization, normalization_of
 from demo_diffusion.models import ClassConditionalTransformer
-from demo_diffusion.models.input_checks import check_dense
 from demo_diffusion.models.loading import check_part
 from demo_diffusion.objectives import OBJECTIVES
 

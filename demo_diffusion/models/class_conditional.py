@@ -12,6 +12,7 @@ from torch import nn
 from demo_diffusion.checks import (
     LARGEST,
     check_choice,
+    check_dense,
     check_flag,
     check_number,
     check_tensor,
@@ -20,7 +21,7 @@ from demo_diffusion.checks import (
     shown,
 )
 
-from .input_checks import check_computable, check_dense
+from .input_checks import check_computable
 from .layers.checkpointing import checkpoint_module
 from .layers.positions import position_table, rotary_table
 from .loading import CheckedLoading

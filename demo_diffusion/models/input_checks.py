@@ -3,12 +3,7 @@
 import torch
 from torch import nn
 
-
-def check_dense(name: str, value: torch.Tensor) -> None:
-    """Raises ValueError unless a tensor has all its values in memory: it is not sparse and not on the meta device."""
-    if value.is_meta or value.layout != torch.strided:
-        kind = "on the meta device" if value.is_meta else f"of layout {value.layout}"
-        raise ValueError(f"{name} is {kind}; it must be a dense tensor with values.")
+from demo_diffusion.checks import check_dense
 
 
 def check_computable(name: str, value: torch.Tensor, layer: nn.Module) -> None:

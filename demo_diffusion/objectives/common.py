@@ -7,7 +7,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import nn
 
-from demo_diffusion.checks import check_tensor, check_values, check_whole, shown
+from demo_diffusion.checks import check_dense, check_tensor, check_values, check_whole, shown
 
 MAX_BATCH = 10**6
 UNSUITABLE_SETTINGS = ("invert_sigmas", "use_dynamic_shifting")
@@ -87,6 +87,9 @@ class Objective(nn.Module, ABC):
         check_tensor("x0", x0, x0.shape, floating=True)
         check_tensor("noise", noise, x0.shape, floating=True)
         check_tensor("timesteps", timesteps, x0.shape[:1], floating=self.continuous_time)
+        if not all(each.is_meta for each in (x0, noise, timesteps)):
+            for name, value in {"x0": x0, "noise": noise, "timesteps": timesteps}.items():
+                check_dense(name, value)
         check_values("timesteps", timesteps, 0, self.last_timestep)
 
     def check_output(self, model_output: torch.Tensor, x0: torch.Tensor) -> None:

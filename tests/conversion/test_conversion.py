@@ -1,5 +1,6 @@
 import argparse
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -409,6 +410,17 @@ def test_diffusers_folders_that_are_not_dit_are_named(tmp_path):
                        norm_num_groups=4)  # fmt: skip
     with pytest.raises(ValueError, match="a UNet2DModel; it must be"):
         convert_diffusers_dit(unet)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+@pytest.mark.parametrize("damage", [lambda x: x * math.nan, lambda x: x.int(), lambda x: x > 0])
+def test_diffusers_folders_with_damaged_weights_are_refused(tmp_path, part, damage):
+    DiTPipeline(diffusers_dit(), tiny_vae(shift_factor=None), DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    file = tmp_path / "dit" / part / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    name = next(name for name, value in state.items() if value.ndim > 1)
+    save_file({**state, name: damage(state[name])}, file, {"format": "pt"})
+    fails("The weights of .* (must be floating point|.*values that are not finite)", tmp_path / "dit", tmp_path / "new")
 
 
 @pytest.mark.parametrize(
