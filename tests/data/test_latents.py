@@ -397,6 +397,18 @@ def test_a_cache_of_an_older_version_opens(tmp_path, images, vae):
         read_all(tmp_path / "out")  # shards have always had hashes
 
 
+@pytest.mark.parametrize("name", ["id2label", "latents_mean", "latents_std", "num_images"])
+def test_a_record_without_its_seal_is_no_older_one(name, tmp_path, images, vae):
+    cache(images, vae, tmp_path / "out")
+    file = tmp_path / "out/latents.json"
+    metadata = json.loads(file.read_text())
+    del metadata[SEAL]
+    changes = {"id2label": {"0": "dog", "1": "cat"}, "num_images": 7}
+    file.write_text(json.dumps({**metadata, name: changes.get(name, [0.25] * metadata["channels"])}))
+    with pytest.raises(ValueError, match="latents.json cannot be read: its hash is not that of its content"):
+        LatentTable(tmp_path / "out")
+
+
 def test_the_command_in_a_message_is_ours(tmp_path, images, vae):
     cache(images, vae, tmp_path / "out")
     (tmp_path / "out/latents.json").unlink()
