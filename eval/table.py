@@ -4,15 +4,13 @@ Metrics by another extractor than Inception stand in their own columns, under th
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from demo_diffusion.cli.command import one_line_for_mistakes
 
-from demo_diffusion.checks import check_number, shown
 from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
-from demo_diffusion.records.reading import read_parsed
+from demo_diffusion.eval.reports.read_results import read_score_file
 from demo_diffusion.records.tables import markdown_table
 
 FIRST, LAST = ("model", "parameters (M)", "GMACs"), ("sampler", "reference", "settings that differ")
@@ -37,7 +35,7 @@ def our_row(run: Path) -> dict[str, str]:
     path = run / "results.json"
     if not path.is_file():
         raise ValueError(f"{run} holds no results.json; it is not the folder of a finished evaluation.")
-    metrics, fingerprint = read_parsed(path, checked_results, "It is not what eval/evaluate.py writes; evaluate again.")
+    metrics, fingerprint = read_score_file(path)
     numbers = {n: "unavailable" if finite_or_none(value) is None else f"{value:.4g}" for n, value in metrics.items()}
     size = {}
     if "parameters" in fingerprint:
@@ -55,21 +53,6 @@ def our_row(run: Path) -> dict[str, str]:
         "reference": fingerprint.get("reference", "unknown"),
         "settings that differ": ", ".join(differing) or "none",
     }
-
-
-def checked_results(text: str) -> tuple[dict, dict]:
-    """Metrics and fingerprint; raises an Exception if they are something else."""
-    results = json.loads(text)
-    metrics, fingerprint = dict(results["metrics"]), dict(results["fingerprint"])
-    for name, value in metrics.items():
-        if value is not None and not isinstance(value, float):  # older files have NaN and Infinity
-            check_number(name, value)
-    for name in ("parameters", "gmacs") if "parameters" in fingerprint else ():
-        check_number(name, fingerprint[name], least=0)
-    for name in ("sampler", "reference"):
-        if not isinstance(value := fingerprint.get(name, ""), str):
-            raise ValueError(f"{name} is {shown(value)}; it must be a text")
-    return metrics, fingerprint
 
 
 @one_line_for_mistakes()

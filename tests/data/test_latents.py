@@ -212,6 +212,14 @@ def test_corrupt_images_are_listed_and_skipped(tmp_path, images, vae, capsys):
         assert table[place, 0][1] == loaded.dataset[i][1]
 
 
+def test_foreign_names_are_printed_escaped(tmp_path, images, vae, capsys):
+    (images / "cat/\x1b[2J\nerror: none.png").write_text("no image")
+    cache(images, vae, tmp_path / "out\x1b[31m")
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() and not line.startswith("error") for line in printed.splitlines())
+    assert r"cat/\x1b[2J\nerror: none.png" in printed and printed.count(r"out\x1b[31m") >= 3
+
+
 def test_whole_shards_of_corrupt_images(tmp_path, images, vae):
     for path in sorted(images.glob("cat/*.png"))[:4]:
         path.write_text("no image")
