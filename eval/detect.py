@@ -28,6 +28,7 @@ from demo_diffusion.models.detection.drawing import draw_objects
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
+from demo_diffusion.records.printable import printable
 from demo_diffusion.records.provenance import provenance
 
 
@@ -89,7 +90,11 @@ def find(config: DetectConfig, detector: EMOv2Detector, state: PartialState) -> 
         for label, score, box in zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
         if score >= config.threshold
     ]
-    print("\n".join(f"{each['class']} {each['score']:.2f} {[round(x, 1) for x in each['box']]}" for each in objects))
+    print(
+        "\n".join(
+            f"{printable(each['class'])} {each['score']:.2f} {[round(x, 1) for x in each['box']]}" for each in objects
+        )
+    )
     if config.drawing is not None:
         write_whole(Path(config.drawing), draw_objects(image, found, names, config.threshold).save)
     return {"objects": objects}

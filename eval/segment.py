@@ -30,6 +30,7 @@ from demo_diffusion.models.classifiers import check_classes
 from demo_diffusion.records.files import write_json, write_whole
 from demo_diffusion.records.folder_lock import hold_target
 from demo_diffusion.records.hashes import state_hash
+from demo_diffusion.records.printable import printable
 from demo_diffusion.records.provenance import provenance
 
 
@@ -96,7 +97,7 @@ def color(config: SegmentConfig, segmenter: nn.Module, state: PartialState) -> d
     labels, counts = classes.unique(return_counts=True)
     names = segmenter.config.id2label
     shares = {names[int(i)]: int(n) / classes.numel() for i, n in zip(labels, counts, strict=True)}
-    print("\n".join(f"{name} {share:.2%}" for name, share in shares.items()))
+    print("\n".join(f"{printable(name)} {share:.2%}" for name, share in shares.items()))
     if config.drawing is not None:
         write_whole(Path(config.drawing), overlay(image, classes).save)
     return {"shares": shares}

@@ -4,13 +4,13 @@ Metrics by another extractor than Inception stand in their own columns, under th
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from demo_diffusion.cli.command import one_line_for_mistakes
 
 from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.eval.reports.published import PROTOCOL, TABLE_XIV
+from demo_diffusion.eval.reports.read_results import read_score_file
 from demo_diffusion.records.tables import markdown_table
 
 FIRST, LAST = ("model", "parameters (M)", "GMACs"), ("sampler", "reference", "settings that differ")
@@ -35,17 +35,11 @@ def our_row(run: Path) -> dict[str, str]:
     path = run / "results.json"
     if not path.is_file():
         raise ValueError(f"{run} holds no results.json; it is not the folder of a finished evaluation.")
-    try:
-        results = json.loads(path.read_text())
-        metrics, fingerprint = dict(results["metrics"]), dict(results["fingerprint"])
-        numbers = {
-            n: "unavailable" if finite_or_none(value) is None else f"{value:.4g}" for n, value in metrics.items()
-        }
-        size = {}
-        if "parameters" in fingerprint:
-            size = {"parameters (M)": f"{fingerprint['parameters'] / 1e6:.1f}", "GMACs": f"{fingerprint['gmacs']:.1f}"}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not what eval/evaluate.py writes: {error!r}") from error
+    metrics, fingerprint = read_score_file(path)
+    numbers = {n: "unavailable" if finite_or_none(value) is None else f"{value:.4g}" for n, value in metrics.items()}
+    size = {}
+    if "parameters" in fingerprint:
+        size = {"parameters (M)": f"{fingerprint['parameters'] / 1e6:.1f}", "GMACs": f"{fingerprint['gmacs']:.1f}"}
     differing = [
         f"{name} {fingerprint.get(name, 'unknown')}"
         for name, value in PROTOCOL.items()

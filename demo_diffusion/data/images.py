@@ -160,7 +160,8 @@ def _select_columns(table: datasets.Dataset, image_column: str, label_column: st
 
 
 def _number_texts(table: datasets.Dataset, label_column: str, class_order: ClassOrder) -> datasets.Dataset:
-    if None in (names := table.unique(label_column)):
+    names = table.unique(label_column)
+    if any(name is None or not name.strip() for name in names):
         raise ValueError(f"Column {label_column!r} has rows without a label; labels must be texts, one a row.")
     check_distinct(names)
     return table.cast_column(label_column, datasets.ClassLabel(names=class_order(names)))

@@ -35,4 +35,4 @@ def read_parsed(path: Path, parse: Callable[[str], Content], remedy: str) -> Con
         reason = "it is no text in UTF-8"
     except Exception as error:  # a damaged file makes a parser raise almost anything
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    raise ValueError(f"{path} cannot be read: {reason}. {remedy}".rstrip())
+    raise ValueError(f"{path} cannot be read: {reason.rstrip('.')}. {remedy}".rstrip())

@@ -8,6 +8,8 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+from demo_diffusion.checks import shown
+
 from .files import write_text
 from .reading import read_parsed
 
@@ -16,6 +18,7 @@ LOSS_FILE = "loss.csv"
 SCORES = {"accuracy": ("top1", "top5"), "precision": ("AP", "AP50"), "overlap": ("miou", "aacc", "macc", "mdice")}
 LOSS_COLUMNS = ("step", "loss")  # and any others
 REMEDY = "Bring back a good copy, or move it away: a run that goes on begins it anew."
+LARGEST = 2**53  # whole number that is one as float64 too
 
 Row = dict[str, float]  # "step" is a whole number
 
@@ -87,4 +90,7 @@ def _write(path: Path, rows: list[Row], columns: list[str] | tuple[str, ...]) ->
 def _number(text: str | list[str]) -> int | float:
     if isinstance(text, list):
         raise ValueError("it has rows of more columns than names")
-    return int(text) if text.isdigit() else float(text)
+    number = int(text) if text.isdigit() else float(text)
+    if isinstance(number, int) and number > LARGEST:
+        raise ValueError(f"it has the number {shown(number)}; the largest is {LARGEST}")
+    return number

@@ -4,12 +4,12 @@ A metric is a function of the samples' features and the reference; a row of `MET
 numbers are named as in the functions here, then as the extractor says (Inception's "fd" is "fid").
 """
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 
 import torch
 
+from demo_diffusion.checks import is_number
 from demo_diffusion.eval.features.extractors import FeatureExtractor
 from demo_diffusion.eval.features.reference import Reference
 from demo_diffusion.eval.features.shards import FeatureShards
@@ -95,4 +95,4 @@ def score(features: SampleFeatures, reference: Reference) -> Scores:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return value if is_number(value) else None

@@ -10,7 +10,9 @@ import yaml
 
 from demo_diffusion.eval.metrics.scores import finite_or_none
 from demo_diffusion.pipelines import DEMOPipeline
-from demo_diffusion.records.run_records import read_losses, read_scores
+from demo_diffusion.records.run_records import LARGEST, read_losses, read_scores
+
+from .read_results import read_score_file
 
 # Of the fingerprints of scores that are compared.
 ALIKE = (
@@ -139,13 +141,10 @@ class ScoredRun:
 
 def _read_score(results: Path, metrics: list[str]) -> tuple[int, dict[str, float], dict]:
     """Step, metrics and fingerprint of a score."""
-    try:
-        step, content = int(results.parent.name.removeprefix("step-")), json.loads(results.read_text())
-        scores, fingerprint = dict(content["metrics"]), dict(content["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{results} is not what eval/evaluate.py writes to RUN/evaluation/step-N: {error!r}"
-        ) from error
+    number = results.parent.name.removeprefix("step-")
+    if not (number.isascii() and number.isdigit() and int(number) <= LARGEST):
+        raise ValueError(f"{results.parent} is not the folder of a score; those are named RUN/evaluation/step-N.")
+    step, (scores, fingerprint) = int(number), read_score_file(results)
     if missing := [name for name in metrics if finite_or_none(scores.get(name)) is None]:
         measured = ", ".join(name for name, value in scores.items() if finite_or_none(value) is not None)
         raise ValueError(f"{results} has no {', '.join(missing)}; it has {measured}.")

@@ -171,6 +171,14 @@ def test_numbers_that_leave_one_out_are_no_class_ids(labels, tmp_path):
         load_images(DataConfig(dataset=str(tmp_path / "data.parquet"), resolution=8, label_column="fine"))
 
 
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_an_empty_text_is_no_label(name, tmp_path):
+    table = datasets.Dataset.from_dict({"img": [picture()] * 2, "kind": ["cat", name]})
+    table.cast_column("img", datasets.Image()).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match="'kind' has rows without a label"):
+        load_images(DataConfig(dataset=str(tmp_path / "data.parquet"), resolution=8, label_column="kind"))
+
+
 def test_a_name_without_an_image_stays_a_class_and_is_said(tmp_path):
     file = parquet(tmp_path, img=[picture()] * 2, label=[1, 1])
     with pytest.warns(UserWarning, match="1 of 2 classes have no image: cat"):

@@ -212,6 +212,14 @@ def test_corrupt_images_are_listed_and_skipped(tmp_path, images, vae, capsys):
         assert table[place, 0][1] == loaded.dataset[i][1]
 
 
+def test_foreign_names_are_printed_escaped(tmp_path, images, vae, capsys):
+    (images / "cat/\x1b[2J\nerror: none.png").write_text("no image")
+    cache(images, vae, tmp_path / "out\x1b[31m")
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() and not line.startswith("error") for line in printed.splitlines())
+    assert r"cat/\x1b[2J\nerror: none.png" in printed and printed.count(r"out\x1b[31m") >= 3
+
+
 def test_whole_shards_of_corrupt_images(tmp_path, images, vae):
     for path in sorted(images.glob("cat/*.png"))[:4]:
         path.write_text("no image")
@@ -395,6 +403,18 @@ def test_a_cache_of_an_older_version_opens(tmp_path, images, vae):
     assert len(read_all(tmp_path / "out")) == 20
     with flipped_bit(tmp_path / "out/shards/000001.safetensors", -1), pytest.raises(ValueError, match="changed since"):
         read_all(tmp_path / "out")  # shards have always had hashes
+
+
+@pytest.mark.parametrize("name", ["id2label", "latents_mean", "latents_std", "num_images"])
+def test_a_record_without_its_seal_is_no_older_one(name, tmp_path, images, vae):
+    cache(images, vae, tmp_path / "out")
+    file = tmp_path / "out/latents.json"
+    metadata = json.loads(file.read_text())
+    del metadata[SEAL]
+    changes = {"id2label": {"0": "dog", "1": "cat"}, "num_images": 7}
+    file.write_text(json.dumps({**metadata, name: changes.get(name, [0.25] * metadata["channels"])}))
+    with pytest.raises(ValueError, match="latents.json cannot be read: its hash is not that of its content"):
+        LatentTable(tmp_path / "out")
 
 
 def test_the_command_in_a_message_is_ours(tmp_path, images, vae):

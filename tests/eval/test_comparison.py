@@ -102,12 +102,22 @@ def test_scores_of_other_numbers_of_samples_are_refused(tmp_path):
         main([*map(str, runs), "--plot", "fid", "--out", str(tmp_path / "fid.png")])
 
 
-@pytest.mark.parametrize(("name", "text"), [("step-late", "{}"), ("step-5", "{"), ("step-5", '{"metrics": {}}')])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("step-late", "{}"),
+        (f"step-{10**200}", "{}"),
+        ("step-5", "{"),
+        ("step-5", '{"metrics": {}}'),
+        ("step-5", "[" * 100_000),
+        ("step-5", f'{{"metrics": {{"fid": {10**400}}}, "fingerprint": {{}}}}'),
+    ],
+)
 def test_damaged_scores_are_named(tmp_path, name, text):
     run = scored_run(tmp_path / "a", 10.0, {100: 1.0})
     (run / "evaluation" / name).mkdir()
     (run / "evaluation" / name / "results.json").write_text(text)
-    with pytest.raises(SystemExit, match=f"{name}/results.json is not what eval/evaluate.py writes"):
+    with pytest.raises(SystemExit, match=f"{name}(/.*is not what eval/evaluate.py| is not the folder of)"):
         main([str(run), "--plot", "fid", "--out", str(tmp_path / "fid.png")])
 
 

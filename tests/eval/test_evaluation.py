@@ -332,9 +332,32 @@ def test_pixels_are_rounded():
 def test_table_of_what_is_no_evaluation(tmp_path):
     with pytest.raises(SystemExit, match="holds no results.json"):
         print_table([str(tmp_path)])
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(SystemExit, match="is not what eval/evaluate.py writes"):
-        print_table([str(tmp_path)])
+    good = {"metrics": {"fid": 3}, "fingerprint": {"parameters": 5, "gmacs": 1.5, "sampler": "ddpm", "reference": "r"}}
+    fingerprint = good["fingerprint"]
+    for text in (
+        "{}", "[" * 100_000, "[]", "\xff",
+        *(json.dumps({**good, "metrics": {"fid": value}}) for value in (10**400, "3", True, [3], {})),
+        *(
+            json.dumps({**good, "fingerprint": {**fingerprint, name: value}})
+            for name, value in (
+                ("sampler", None), ("sampler", ["ddpm"]), ("reference", ["r"]), ("reference", 3), ("gmacs", "1"),
+                ("parameters", 10**400), ("parameters", None), ("parameters", -1), ("parameters", float("nan")),
+            )
+        ),
+    ):  # fmt: skip
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"^error: .*is not what eval/evaluate.py writes"):
+            print_table([str(tmp_path)])
+
+
+def test_foreign_text_in_the_table_is_escaped(tmp_path, capsys):
+    (run := tmp_path / "a|b\x1b[2J").mkdir()
+    fingerprint = {"sampler": "s\n| x |", "reference": "\x1b[31mr", "dtype": "d\rd"}
+    (run / "results.json").write_text(json.dumps({"metrics": {"fid\x07": 3}, "fingerprint": fingerprint}))
+    print_table([str(run)])
+    table = capsys.readouterr().out
+    assert all(line.isprintable() and line.startswith("| ") for line in table.splitlines())
+    assert r"a\|b\x1b[2J" in table and r"s\n\| x \|" in table and r"| fid\x07 |" in table
 
 
 def test_damaged_shards_are_made_again(tmp_path):

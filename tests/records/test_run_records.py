@@ -1,5 +1,7 @@
 """What a run logs is read as it was written."""
 
+import pytest
+
 from demo_diffusion.records.run_records import add_scores, read_losses, read_scores, write_losses
 
 
@@ -19,3 +21,10 @@ def test_an_accuracy_replaces_those_of_later_steps(tmp_path):
         add_scores(tmp_path, "accuracy", step, {"top1": top1, "top5": 1.0})
     assert [(row["step"], row["top1"]) for row in read_scores(tmp_path, "accuracy")] == [(10, 0.5), (20, 0.7)]
     assert all(type(row["top5"]) is float for row in read_scores(tmp_path, "accuracy"))
+
+
+@pytest.mark.parametrize("row", [f"{10**400},1", f"1,{10**400}", f"{2**53 + 1},1"])
+def test_numbers_that_no_float_holds_are_refused(row, tmp_path):
+    (tmp_path / "loss.csv").write_text(f"step,loss\n{row}\n")
+    with pytest.raises(ValueError, match="loss.csv cannot be read: it has the number .*; the largest is 900719"):
+        read_losses(tmp_path)

@@ -144,6 +144,13 @@ def test_a_folder_with_a_coco_file_trains_and_is_measured(detector, tmp_path, ca
     assert Image.open(tmp_path / "drawing.png").width > 500
 
 
+def rename_classes(model: Path, start: str) -> None:
+    config = json.loads((model / "config.json").read_text())
+    names = {number: f"{start} {number}" for number in config["id2label"]}
+    config |= {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
+    (model / "config.json").write_text(json.dumps(config))
+
+
 def test_objects_of_a_picture_are_drawn(tmp_path, capsys):
     run = train(tmp_path / "run", num_steps=1)
     picture = tmp_path / "picture.png"
@@ -154,6 +161,11 @@ def test_objects_of_a_picture_are_drawn(tmp_path, capsys):
     found = json.loads(out.read_text())["objects"]
     assert found and {*found[0]} == {"class", "score", "box"} and Image.open(drawing).size == (120, 90)
     assert any(pixel != (255, 0, 0) for _, pixel in Image.open(drawing).convert("RGB").getcolors(1 << 20))
+    rename_classes(run / "model", "\x1b[2J\nerror: none")
+    capsys.readouterr()
+    detect(["--model", str(run / "model"), "--picture", str(picture), "--threshold", "0.05"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith(r"\x1b[2J\nerror: none") and line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from demo_diffusion.data.latents import class_order_in, describe_vae, read_metad
 from demo_diffusion.records.files import read_json, write_json
 from demo_diffusion.records.folder_claim import claim_folder
 from demo_diffusion.records.hashes import sealed
+from demo_diffusion.records.printable import printable, printable_lines
 from demo_diffusion.records.provenance import provenance
 from demo_diffusion.records.shards import make_missing, remove_unfit
 
@@ -134,9 +135,9 @@ class LatentCache:
         if missing:
             (self.out / METADATA_FILE).unlink(missing_ok=True)
             of_all = f"{len(missing)} of {len(self.shards)} shards ({self.shards.num_items:,} images)"
-            print(f"{'Continuing' if there else 'Starting'} {self.out}: {of_all} to make.")
+            print(f"{'Continuing' if there else 'Starting'} {printable(self.out)}: {of_all} to make.")
         elif (self.out / METADATA_FILE).is_file():
-            print(f"{self.out} is finished already: all {there} shards are there and whole.")
+            print(f"{printable(self.out)} is finished already: all {there} shards are there and whole.")
 
     def _make(self, mine: list[int]) -> None:
         size = self.config.batch_size
@@ -187,7 +188,7 @@ class LatentCache:
         try:
             previous = read_metadata(self.out)
         except ValueError as error:
-            print(f"{error} It is written again.")
+            print(f"{printable_lines(error)} It is written again.")
         contents = [self.shards.read(shard) for shard in range(len(self.shards))]
         skipped = [each for content in contents for each in content.skipped]
         write_json(self.out / SKIPPED_FILE, [each._asdict() for each in skipped])
@@ -198,7 +199,7 @@ class LatentCache:
         rate = {"images_per_second": images_per_second}
         write_json(self.out / METADATA_FILE, sealed({**metadata, **rate, **provenance(self.state)}))
         speed = "" if images_per_second is None else f", {images_per_second:.1f} images/s"
-        print(f"{self.out} is finished: {metadata['num_images']:,} images, each in both directions{speed}.")
+        print(f"{printable(self.out)} is finished: {metadata['num_images']:,} images, each in both directions{speed}.")
 
     def _metadata(self, contents: list[ShardContent]) -> dict:
         num_images = sum(len(content.indices) for content in contents)
@@ -278,8 +279,8 @@ def _resolved(name: str) -> str:
 
 def _print_skipped(skipped: list[Skipped], path: Path) -> None:
     if skipped:
-        print(f"{len(skipped)} images cannot be read and were skipped (all are in {path}):")
+        print(f"{len(skipped)} images cannot be read and were skipped (all are in {printable(path)}):")
         for each in skipped[:SHOWN_SKIPPED]:
-            print(f"  {each.error}")
+            print(f"  {printable(each.error)}")
         if len(skipped) > SHOWN_SKIPPED:
             print(f"  … and {len(skipped) - SHOWN_SKIPPED} more")
