@@ -3,9 +3,11 @@
 from collections import Counter
 from itertools import chain
 
-from demo_diffusion.checks import is_number, is_whole, shown
+from demo_diffusion.checks import LARGEST, is_number, is_whole, shown
 
+MARGIN = 10  # pixels by which a polygon may leave its image; it is clipped then
 BITS, MORE, NEGATIVE = 5, 32, 16  # of a character of COCO's compressed run lengths
+LONGEST = 65  # bits of one of their numbers
 
 
 def checked_content(content: object, masks: bool) -> dict:
@@ -29,8 +31,11 @@ def checked_content(content: object, masks: bool) -> dict:
     for each in content["images"]:
         _check_text("image", each, "file_name")
         for side in ("width", "height"):
-            if not is_whole(each[side]) or each[side] < 1:
-                raise ValueError(f"image {each['id']} has the {side} {shown(each[side])}; it must be a whole number")
+            if not is_whole(each[side]) or not 1 <= each[side] <= LARGEST:
+                raise ValueError(
+                    f"image {each['id']} has the {side} {shown(each[side])}; it must be a whole number of pixels from "
+                    f"1 to {LARGEST}"
+                )
     for each in content["categories"]:
         _check_text("category", each, "name")
     names = Counter(each["name"] for each in content["categories"])
@@ -89,6 +94,13 @@ def _check_mask(annotation: dict, size: tuple[int, int]) -> None:
         raise ValueError(f"annotation {number} has a polygon that is no list of at least three points x, y")
     if not all(map(is_number, chain.from_iterable(mask))):
         raise ValueError(f"annotation {number} has a polygon of other values than finite numbers")
+    for polygon in mask:
+        for name, values, side in (("x", polygon[::2], size[1]), ("y", polygon[1::2], size[0])):
+            if min(values) < -MARGIN or max(values) > side + MARGIN:
+                raise ValueError(
+                    f"annotation {number} has a polygon with {name} from {min(values):g} to {max(values):g}, outside "
+                    f"its image of {size[1]} × {size[0]} pixels; at most {MARGIN} pixels may lie outside"
+                )
 
 
 def _check_run_lengths(number: object, mask: dict, size: tuple[int, int]) -> None:
@@ -120,6 +132,8 @@ def run_lengths(text: str) -> list[int] | None:
             return None
         value |= (bits & (MORE - 1)) << shift
         shift += BITS
+        if shift > LONGEST:
+            return None
         if bits & MORE:
             continue
         value -= (1 << shift) if bits & NEGATIVE else 0

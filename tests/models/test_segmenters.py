@@ -392,7 +392,7 @@ def test_one_window_is_the_whole_image_and_overlaps_are_means():
         (lambda: small_unet()(torch.zeros(1, 3, 3, 40)), "sides of at least 4 pixels"),
         (lambda: small_unet()(torch.zeros(1, 1, 40, 40)), r"must be \(batch, 3, height, width\)"),
         (lambda: small_unet()(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 9).long()), r"it must be \(1, 8, 8\)"),
-        (lambda: small_unet()(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8)), "it must hold class ids"),
+        (lambda: small_unet()(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8)), "it must hold whole numbers"),
         (lambda: small_unet()(torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 7)), "labels has class 7; .* 0 to 4"),
     ],
 )

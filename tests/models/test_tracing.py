@@ -6,6 +6,7 @@ import torch
 from demo_diffusion import EMOv2Backbone
 from demo_diffusion.models.layers.window_positions import WINDOW_POSITIONS
 from tests.support.classifiers import tiny_emov2
+from tests.support.detectors import DETECTORS, TINY, confident, small_detector
 from tests.support.networks import inputs_for, randomize, tiny_dit, tiny_transformer
 from tests.support.pipelines import tiny_taef2
 
@@ -66,3 +67,16 @@ def test_an_autoencoder_can_be_traced():
     model = tiny_taef2()
     program, images = traced(model, torch.randn(2, 3, 16, 16)), torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(program(images)["sample"], model(images).sample, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_can_be_traced(name):
+    """Their program gives tuples."""
+    model = confident(small_detector(name, **TINY))
+    program, image = traced(model, [torch.rand(3, 64, 64)]), torch.rand(3, 64, 64)
+    (actual,), (expected,) = program([image]), model([image])
+    assert len(expected["boxes"]) > 0
+    names = ("boxes", "labels", "scores", "masks")[: len(expected)]
+    for tensor, each in zip(actual, names, strict=True):
+        torch.testing.assert_close(tensor, expected[each], atol=1e-3, rtol=1e-4)

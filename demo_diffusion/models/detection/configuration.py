@@ -3,7 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from demo_diffusion.models.emov2.configuration import EMOv2Config
+from demo_diffusion.checks import check_whole
+from demo_diffusion.models.emov2.configuration import EMOv2Config, as_emov2_config, check_classes, with_value_errors
 
 # Stages of the backbone that each detector reads.
 STAGES = {
@@ -17,6 +18,7 @@ LEAST_SIDE = 32  # of an image in pixels: the stride of the backbone
 LONGEST_SIDE = 1333 / 800  # over the shorter side of an image, at most
 
 
+@with_value_errors
 @strict
 class EMOv2DetectorConfig(PreTrainedConfig):
     """Configuration of `EMOv2Detector`. The defaults are SSDLite at 320 pixels on EMOv2-5M.
@@ -54,23 +56,20 @@ class EMOv2DetectorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.detector not in STAGES:
             raise ValueError(f"Unknown detector {self.detector!r}; known are {', '.join(STAGES)}.")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1.")
-        if self.image_size < LEAST_SIDE:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least {LEAST_SIDE} pixels.")
+        check_whole("num_classes", self.num_classes)
+        check_whole("image_size", self.image_size, LEAST_SIDE)
+        check_whole("box_batch_size_per_image", self.box_batch_size_per_image)
         if self.scaled_anchors and self.detector != "SSDLite":
             raise ValueError(f"scaled_anchors is for SSDLite; {self.detector} has the same anchors at any size.")
-        if self.box_batch_size_per_image < 1:
-            raise ValueError(f"box_batch_size_per_image is {self.box_batch_size_per_image}; it must be at least 1.")
-        if not isinstance(self.backbone_config, EMOv2Config):
-            self.backbone_config = EMOv2Config(**(self.backbone_config or {}))
+        self.backbone_config = as_emov2_config(self.backbone_config)
         self.backbone_config.set_output_features_output_indices(
             out_features=list(STAGES[self.detector]), out_indices=None
         )
-        names = self.id2label or {label: f"class {label - self.first_label}" for label in self.labels}
-        self.id2label = {int(label): name for label, name in names.items()}
+        if self.id2label is None or self.id2label == {}:
+            self.id2label = {label: f"class {label - self.first_label}" for label in self.labels}
+        check_classes(self, kwargs, self.first_label)
         self.label2id = {name: label for label, name in self.id2label.items()}
-        if sorted(self.id2label) != list(self.labels):
+        if len(self.id2label) != self.num_classes:
             raise ValueError(
                 f"id2label has the labels {sorted(self.id2label)}; {self.detector} with {self.num_classes} classes has "
                 f"{self.first_label} … {self.labels[-1]}."

@@ -11,7 +11,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from transformers import PreTrainedModel
 
-from demo_diffusion.models.emov2.modeling import EMOv2Backbone
+from demo_diffusion.models.emov2.modeling import EMOv2Backbone, load_network
 from demo_diffusion.models.loading import CheckedLoading
 
 from .anchors import SSD_RATIOS, SSD_STRIDES, retinanet_anchors, rpn_anchors, ssd_anchors
@@ -55,10 +55,7 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
             ValueError: if its network has another structure, or its weights are not whole.
         """
         ours = self.detector.backbone.body
-        try:
-            theirs = EMOv2Backbone.from_pretrained(name_or_path)
-        except OSError as error:
-            raise ValueError(_cannot_load("classifier", name_or_path, error)) from error
+        theirs = load_network(EMOv2Backbone, "classifier", name_or_path)
         fields = {name: (getattr(theirs.config, name), getattr(ours.config, name)) for name in STRUCTURE}
         if different := [f"{name} {a} (ours {b})" for name, (a, b) in fields.items() if _plain(a) != _plain(b)]:
             raise ValueError(f"{name_or_path} is another network than this backbone: {'; '.join(different)}.")
@@ -75,19 +72,22 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
         Returns:
             In training mode, {name: scalar loss}; their sum is the loss. In eval mode, for each image a dict of "boxes"
             (M, 4), "labels" (M,), "scores" (M,) in descending order and, from Mask R-CNN, "masks" (M, 1, H, W) with the
-            probability that a pixel is the object's.
+            probability that a pixel is the object's. While `torch.jit.trace` looks on, which takes no list of dicts, a
+            tuple in this order for each image; such a program is for images of the traced size.
 
         Raises:
             ValueError: if images or targets are not as described.
         """
         config = self.config
         is_square = config.detector == "SSDLite"
-        check_images(images, self.dtype, None if is_square else _sides(config)["max_size"])
+        check_images(images, next(self.parameters()), None if is_square else _sides(config)["max_size"])
         if self.training:
             check_targets(images, targets, config.labels, needs_masks=config.detector == "MaskRCNN")
             if is_square and len(images) == 1 and config.image_size <= SSD_STRIDES[-1]:
                 raise ValueError("SSDLite's BatchNorm needs at least two images in a batch; there is one.")
-        return self.detector(list(images), None if targets is None else [dict(target) for target in targets])
+        found = self.detector(list(images), None if targets is None else [dict(target) for target in targets])
+        is_traced = torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export()
+        return _as_tuples(found) if is_traced and not self.training else found
 
 
 def load_detector(name_or_path: str | Path) -> EMOv2Detector:
@@ -96,15 +96,7 @@ def load_detector(name_or_path: str | Path) -> EMOv2Detector:
     Raises:
         ValueError: with one line, if it cannot be loaded.
     """
-    try:
-        return EMOv2Detector.from_pretrained(name_or_path).eval().requires_grad_(False)
-    except OSError as error:
-        raise ValueError(_cannot_load("detector", name_or_path, error)) from error
-
-
-def _cannot_load(kind: str, name: str | Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"The {kind} {name} cannot be loaded: {reason} Give a folder that save_pretrained wrote, or a hub id."
+    return load_network(EMOv2Detector, "detector", name_or_path).eval().requires_grad_(False)
 
 
 # What a classifier and a backbone must share for its weights to fit and to mean the same.
@@ -191,6 +183,11 @@ def _heads_of(detector: nn.Module) -> list[nn.Module]:
     if isinstance(detector, MaskRCNN):
         return [detector.rpn.head, detector.roi_heads.box_predictor, detector.roi_heads.mask_predictor]
     return [detector.head]
+
+
+def _as_tuples(found: list[dict[str, torch.Tensor]]) -> tuple[tuple[torch.Tensor, ...], ...]:
+    names = ("boxes", "labels", "scores", "masks")
+    return tuple(tuple(of_image[name] for name in names if name in of_image) for of_image in found)
 
 
 def _give_float32(head: nn.Module, inputs: tuple, outputs: Any) -> Any:

@@ -46,7 +46,6 @@ def detector_config(
         ("freeze_batch_norm", freeze_batch_norm),
     ):
         check_flag(flag, value)
-    _check_names(id2label)
     return EMOv2DetectorConfig(
         detector=name,
         backbone_config=emov2_config(backbone, **{"window_size": WINDOW_SIZE, **backbone_overrides}),
@@ -58,15 +57,6 @@ def detector_config(
         freeze_batch_norm=freeze_batch_norm,
         id2label=id2label,
     )
-
-
-def _check_names(id2label: object) -> None:
-    if id2label is None:
-        return
-    if not isinstance(id2label, dict) or not all(isinstance(name, str) for name in id2label.values()):
-        raise ValueError(f"id2label is {shown(id2label)}; it must be a dict {{label: name of the class}}.")
-    if len(set(id2label.values())) < len(id2label):
-        raise ValueError(f"id2label is {shown(id2label)}; the names of the classes must differ.")
 
 
 def create_detector(
@@ -107,7 +97,7 @@ def create_detector(
             "backbone_weights, or set both to False."
         )
     if freeze_first_stage is None:
-        freeze_first_stage = is_pretrained and FREEZES_FIRST_STAGE.get(name, False)
+        freeze_first_stage = is_pretrained and isinstance(name, str) and FREEZES_FIRST_STAGE.get(name, False)
     config = detector_config(
         name,
         backbone,

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from demo_diffusion.checks import shown
+from demo_diffusion.models.emov2.modeling import find_foreign
 
 Target = Mapping[str, torch.Tensor]
-BRIGHTEST = 2.0  # of images in [0, 1], which augmentations may leave a little; 0 … 255 is far above
+DARKEST, BRIGHTEST = -0.5, 2.0  # of images in [0, 1], which augmentations may leave a little; 0 … 255 is far above
 
 
-def check_images(images: Sequence[torch.Tensor], dtype: torch.dtype, longest: int | None = None) -> None:
+def check_images(images: Sequence[torch.Tensor], weight: torch.Tensor, longest: int | None = None) -> None:
     """Checks the images of a batch, of any size each.
 
     Args:
-        dtype: of the network.
+        weight: one of the network's, whose type and kind the images must have.
         longest: pixels to which a longer side is shrunk; None: images are made square.
 
     Raises:
@@ -22,14 +23,18 @@ def check_images(images: Sequence[torch.Tensor], dtype: torch.dtype, longest: in
     """
     if isinstance(images, torch.Tensor) and images.ndim != 4:
         raise ValueError(f"images is a tensor of shape {tuple(images.shape)}; give a list of tensors (3, H, W).")
-    if not isinstance(images, (Sequence, torch.Tensor)) or isinstance(images, str) or len(images) == 0:
+    if not isinstance(images, (Sequence, torch.Tensor)) or isinstance(images, str):
         raise ValueError(f"images is {shown(images)}; give a list of at least one tensor (3, H, W).")
+    if len(images) == 0:
+        raise ValueError("There are no images; give a list of at least one tensor (3, H, W).")
     for number, image in enumerate(images):
         if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3:
             shape = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ValueError(f"Image {number} is {shape}; it must be a tensor (3, H, W), RGB in [0, 1].")
-        if image.dtype != dtype:
-            raise ValueError(f"Image {number} holds {image.dtype}; it must be {dtype}, RGB in [0, 1].")
+        if image.dtype != weight.dtype:
+            raise ValueError(f"Image {number} holds {image.dtype}; it must be {weight.dtype}, RGB in [0, 1].")
+        if problem := find_foreign(image, weight):
+            raise ValueError(f"Image {number} {problem}")
         shorter, longer = sorted(image.shape[1:])
         if shorter == 0 or (longest is not None and shorter * longest < longer):
             raise ValueError(f"Image {number} has {image.shape[2]} × {image.shape[1]} pixels; it is too narrow.")
@@ -39,9 +44,11 @@ def check_images(images: Sequence[torch.Tensor], dtype: torch.dtype, longest: in
 def _check_brightness(number: int, image: torch.Tensor) -> None:
     """On the CPU alone, where looking at values waits for nothing."""
     if image.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-        brightest = float(image.detach().amax())
-        if brightest > BRIGHTEST:
-            raise ValueError(f"Image {number} has values up to {brightest:g}; they must be in [0, 1]. Divide by 255?")
+        darkest, brightest = map(float, torch.aminmax(image.detach()))
+        if not (darkest >= DARKEST and brightest <= BRIGHTEST):  # NaN is neither
+            hint = " Divide by 255?" if BRIGHTEST < brightest < 256 else ""
+            values = f"up to {brightest:g}" if hint else f"from {darkest:g} to {brightest:g}"
+            raise ValueError(f"Image {number} has values {values}; they must be in [0, 1].{hint}")
 
 
 def check_targets(
@@ -58,16 +65,16 @@ def check_targets(
     Raises:
         ValueError: if something is missing, empty, outside its image or out of range.
     """
-    if targets is None or len(targets) != len(images):
-        given = "none" if targets is None else len(targets)
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or len(targets) != len(images):
+        given = "none" if targets is None else len(targets) if isinstance(targets, Sequence) else shown(targets)
         raise ValueError(f"There are {len(images)} images and {given} targets; training needs one for each image.")
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        if problem := _find_problem(target, tuple(image.shape[-2:]), labels, needs_masks):
+        if problem := _find_problem(target, image, labels, needs_masks):
             raise ValueError(f"The target of image {number} is not right: {problem}")
 
 
-def _find_problem(target: Target, size: tuple[int, int], labels: range, needs_masks: bool) -> str | None:
-    """What is wrong with the target of an image of this (height, width), as a sentence; None if nothing."""
+def _find_problem(target: Target, image: torch.Tensor, labels: range, needs_masks: bool) -> str | None:
+    """What is wrong with the target of an image (3, height, width), as a sentence; None if nothing."""
     if not isinstance(target, Mapping):
         return f"it is {shown(target)}; it must be a dict of boxes and labels."
     needed = ("boxes", "labels", "masks") if needs_masks else ("boxes", "labels")
@@ -76,6 +83,9 @@ def _find_problem(target: Target, size: tuple[int, int], labels: range, needs_ma
     for name in needed:
         if not isinstance(target[name], torch.Tensor):
             return f"its {name} are {shown(target[name])}; they must be a tensor."
+        if target[name].layout != torch.strided or target[name].device != image.device:
+            return f"its {name} must be a dense tensor on the image's device, {image.device}."
+    size = tuple(image.shape[-2:])
     return (
         _find_wrong_box(target["boxes"], size)
         or _find_wrong_label(target["labels"], len(target["boxes"]), labels)
@@ -119,6 +129,8 @@ def _find_wrong_label(labels: torch.Tensor, count: int, allowed: range) -> str |
 def _find_wrong_masks(masks: torch.Tensor, count: int, size: tuple[int, int]) -> str | None:
     if masks.shape != (count, *size):
         return f"its masks have the shape {tuple(masks.shape)}; it must be {(count, *size)}: (boxes, height, width)."
+    if masks.is_complex():
+        return f"its masks are {masks.dtype}; they must be 0 and 1."
     if masks.dtype != torch.bool and ((masks != 0) & (masks != 1)).any():
         return f"its masks have values from {masks.amin():g} to {masks.amax():g}; they must be 0 and 1."
     return None

@@ -1,15 +1,18 @@
 """The configuration of EMOv2 and EMOv1 (arXiv 2412.06674, Table IV, and 2301.01146)."""
 
 import functools
+from collections.abc import Mapping
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from demo_diffusion.checks import LARGEST, check_number, check_whole
+from demo_diffusion.checks import LARGEST, check_number, check_whole, is_whole, shown
 
 NUM_STAGES = 4
+DEEPEST = 1024  # blocks of a stage
+LONGEST_MESSAGE = 200  # characters of what `strict` says
 PER_STAGE = (
     "hidden_sizes",
     "depths",
@@ -23,7 +26,7 @@ PER_STAGE = (
 
 
 def with_value_errors(config_class: type) -> type:
-    """Makes a ValueError of what `strict` raises, so that all bad settings raise one kind of error."""
+    """Makes a ValueError of one line of what `strict` raises, so that all bad settings raise one kind of error."""
     validated = config_class.__init__
 
     @functools.wraps(validated)
@@ -31,10 +34,59 @@ def with_value_errors(config_class: type) -> type:
         try:
             validated(self, *args, **kwargs)
         except StrictDataclassError as error:
-            raise ValueError(str(error)) from error
+            text = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…") from error
 
     config_class.__init__ = __init__
     return config_class
+
+
+def checked_names(id2label: object, first: int = 0, distinct: bool = True) -> dict[int, str]:
+    """The names of the classes with whole numbers as ids, which are texts in a JSON file.
+
+    Args:
+        first: id of the first class; the others follow it without a gap.
+        distinct: whether each name must be one class's alone.
+
+    Raises:
+        ValueError: if ids or names are not as described.
+    """
+    if not isinstance(id2label, Mapping) or not all(isinstance(name, str) for name in id2label.values()):
+        raise ValueError(f"id2label is {shown(id2label)}; it must be a dict {{class id: name of the class}}.")
+    names = {int(key): name for key, name in id2label.items() if is_whole(key) or _is_digits(key)}
+    if not names or len(names) < len(id2label) or sorted(names) != list(range(first, first + len(names))):
+        raise ValueError(
+            f"id2label has the ids {shown(list(id2label))}; they must be the whole numbers from {first} on, each once."
+        )
+    if distinct and len(set(names.values())) < len(names):
+        raise ValueError(f"id2label is {shown(id2label)}; the names of the classes must differ.")
+    return names
+
+
+def _is_digits(key: object) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
+
+
+def check_classes(
+    config: PreTrainedConfig, fields: Mapping[str, object], first: int = 0, distinct: bool = True
+) -> None:
+    """Checks how many classes a new configuration has and what they are called, before that many names are made.
+
+    Args:
+        fields: those beside the dataclass's own, of which `num_labels` is read.
+        first, distinct: see `checked_names`.
+
+    Raises:
+        ValueError: if the number or a name is not allowed, or the one contradicts the others.
+    """
+    count = fields.get("num_labels")
+    if "num_labels" in fields:
+        check_whole("num_labels", count)
+    if config.id2label is None:
+        return
+    config.id2label = checked_names(config.id2label, first, distinct)
+    if count is not None and count != len(config.id2label):
+        raise ValueError(f"num_labels is {count}; id2label names {len(config.id2label)} classes.")
 
 
 @with_value_errors
@@ -102,7 +154,8 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
                 _check_entry(name, value)
         if self.stem_width is None:
             self.stem_width = self.hidden_sizes[0] // 2
-        self._check_scalars(**kwargs)
+        self._check_scalars()
+        check_classes(self, kwargs, distinct=False)  # ImageNet has two cranes and two maillots
         self._check_heads()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, NUM_STAGES + 1)]
         self.set_output_features_output_indices(
@@ -110,11 +163,9 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
-    def _check_scalars(self, **kwargs) -> None:
+    def _check_scalars(self) -> None:
         for name in ("stem_width", "window_size", "num_channels", "image_size"):
             check_whole(name, getattr(self, name))
-        if "num_labels" in kwargs:
-            check_whole("num_labels", kwargs["num_labels"])
         if self.layer_scale_init_value is not None:
             check_number("layer_scale_init_value", self.layer_scale_init_value)
         check_number("drop_path_rate", self.drop_path_rate, least=0, below=1)
@@ -134,4 +185,18 @@ def _check_entry(name: str, value: object) -> None:
     if name == "expansion_ratios":
         check_number(name, value, above=0, below=LARGEST)
     elif not isinstance(value, str):
-        check_whole(name, value)
+        check_whole(name, value, most=DEEPEST if name == "depths" else LARGEST)
+
+
+def as_emov2_config(backbone: object) -> EMOv2Config:
+    """The configuration of a backbone, given as such, as its fields or as None for the defaults.
+
+    Raises:
+        ValueError: if it is something else, or a field is not allowed.
+    """
+    if isinstance(backbone, EMOv2Config):
+        return backbone
+    fields = {} if backbone is None else backbone
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise ValueError(f"backbone_config is {shown(backbone)}; it must be an EMOv2Config or a dict of its fields.")
+    return EMOv2Config(**fields)

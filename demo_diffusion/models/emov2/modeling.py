@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,8 +16,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from demo_diffusion.checks import check_tensor, check_values
-from demo_diffusion.models.input_checks import check_computable
+from demo_diffusion.checks import check_tensor, check_values, shown
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from demo_diffusion.models.layers.folding import Foldable, Linear
@@ -60,6 +60,44 @@ class EMOv2Stem(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.mixer(self.activation(self.conv(pixels)))
+
+
+def check_pixels(pixels: object, channels: int, weight: torch.Tensor, least: int = 1) -> None:
+    """Checks the images that a network is given.
+
+    Args:
+        weight: one of the network's, whose type and kind the images must have.
+        least: pixels of a side.
+
+    Raises:
+        ValueError: if they are no tensor (batch, channels, height, width) of the network's type with so many pixels.
+    """
+    check_tensor("pixel_values", pixels, ("batch", channels, "height", "width"), floating=True)
+    if min(pixels.shape[2:]) < least:
+        sides = "one pixel" if least == 1 else f"{least} pixels"
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixels.shape)}; it must be (batch, {channels}, height, width) with sides "
+            f"of at least {sides}."
+        )
+    if problem := find_foreign(pixels, weight):
+        raise ValueError(f"pixel_values {problem}")
+
+
+def find_foreign(pixels: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """What keeps a network from computing with a tensor, as the end of a sentence; None if nothing."""
+    if pixels.layout != torch.strided:
+        return f"has the layout {pixels.layout}; it must be dense: call to_dense()."
+    if pixels.is_meta and not weight.is_meta:
+        return "is on the device meta, which holds no values; the network is not."
+    if pixels.dtype != weight.dtype and not _is_cast(pixels):
+        return f"has dtype {pixels.dtype}; the network's weights are {weight.dtype}: call to({weight.dtype})."
+    return None
+
+
+def _is_cast(pixels: torch.Tensor) -> bool:
+    """Whether autocast, or what shards a network over processes, brings a tensor to the type of the arithmetic."""
+    is_sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return pixels.dtype != torch.float64 and (is_sharded or torch.is_autocast_enabled(pixels.device.type))
 
 
 class EMOv2PreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -135,14 +173,9 @@ class EMOv2Model(EMOv2PreTrainedModel):
         """Outputs of the stem and the four stages, each (B, C, ⌈H / stride⌉, ⌈W / stride⌉).
 
         Raises:
-            ValueError: if `pixel_values` is not (B, num_channels, H, W).
+            ValueError: if `pixel_values` is not (B, num_channels, H, W) of the network's type.
         """
-        check_tensor(
-            "pixel_values", pixel_values, ("batch", self.config.num_channels, "height", "width"), floating=True
-        )
-        if 0 in pixel_values.shape[1:]:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must hold at least one pixel.")
-        check_computable("pixel_values", pixel_values, self.stem.conv.conv)
+        check_pixels(pixel_values, self.config.num_channels, self.stem.conv.conv.weight)
         tokens = self.stem(pixel_values.permute(0, 2, 3, 1).contiguous())
         outputs = [tokens]
         for blocks in self.stages:
@@ -223,6 +256,24 @@ class EMOv2Backbone(BackboneMixin, EMOv2Model):
             feature_maps=tuple(outputs[self.stage_names.index(name)] for name in self.out_features),
             hidden_states=outputs if wanted else None,
         )
+
+
+def load_network(model_class: type[PreTrainedModel], kind: str, name_or_path: str | Path) -> PreTrainedModel:
+    """`model_class.from_pretrained`, all of whose errors are a ValueError of one line.
+
+    Args:
+        kind: "classifier" or another word for what is loaded.
+    """
+    if not isinstance(name_or_path, str | Path):
+        raise ValueError(f"The {kind} to load is {shown(name_or_path)}; give a folder or a hub id.")
+    try:
+        return model_class.from_pretrained(name_or_path)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"The {kind} {name_or_path} cannot be loaded: {reason} Give a folder that save_pretrained wrote, or a hub "
+            "id."
+        ) from error
 
 
 def _make_stages(config: EMOv2Config) -> Iterator[Iterator[MobileBlock]]:

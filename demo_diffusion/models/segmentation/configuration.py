@@ -3,14 +3,17 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from demo_diffusion.models.emov2.configuration import EMOv2Config
+from demo_diffusion.checks import LARGEST, check_number, check_whole
+from demo_diffusion.models.emov2.configuration import EMOv2Config, as_emov2_config, check_classes, with_value_errors
 
 HEADS = ("deeplabv3", "pspnet", "fpn", "segformer")
 WITH_AUXILIARY = ("deeplabv3", "pspnet")  # those that the paper trains with a second head
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 IGNORED = 255  # label of pixels that neither loss nor metrics count
+MOST_LEVELS = 16  # of a UNet: its coarsest grid is 2^15 times smaller than the image
 
 
+@with_value_errors
 @strict
 class EMOv2SegmenterConfig(PreTrainedConfig):
     """Configuration of `EMOv2ForSemanticSegmentation`. The defaults are the SegFormer head on EMOv2-5M.
@@ -42,16 +45,13 @@ class EMOv2SegmenterConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.head not in HEADS:
             raise ValueError(f"Unknown head {self.head!r}; known are {', '.join(HEADS)}.")
-        if self.head_channels < 1:
-            raise ValueError(f"head_channels is {self.head_channels}; it must be at least 1.")
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout is {self.head_dropout}; it must be a probability below 1.")
-        if not isinstance(self.backbone_config, EMOv2Config):
-            self.backbone_config = EMOv2Config(**(self.backbone_config or {}))
+        _check_common(self, kwargs)
+        self.backbone_config = as_emov2_config(self.backbone_config)
         self.backbone_config.set_output_features_output_indices(out_features=STAGES, out_indices=None)
         super().__post_init__(**kwargs)
 
 
+@with_value_errors
 @strict
 class UEMOConfig(PreTrainedConfig):
     """Configuration of `UEMOForSemanticSegmentation`. The defaults are the paper's U-EMO.
@@ -91,12 +91,27 @@ class UEMOConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.block not in ("i2rmb", "conv"):
             raise ValueError(f"Unknown block {self.block!r}; known are i2rmb and conv.")
-        if len(self.hidden_sizes) < 2 or min(self.hidden_sizes) < 1:
-            raise ValueError(f"hidden_sizes is {self.hidden_sizes}; it must have at least two positive entries.")
+        if not 2 <= len(self.hidden_sizes) <= MOST_LEVELS:
+            raise ValueError(f"hidden_sizes has {len(self.hidden_sizes)} entries; it must have 2 to {MOST_LEVELS}.")
+        for width in self.hidden_sizes:
+            check_whole("hidden_sizes", width)
+        for name in ("num_channels", "attention_head_dim", "window_size"):
+            check_whole(name, getattr(self, name))
+        check_number("expansion_ratio", self.expansion_ratio, above=0, below=LARGEST)
+        check_number("layer_scale_init_value", self.layer_scale_init_value)
+        check_number("norm_eps", self.norm_eps, above=0)
         if self.block == "i2rmb" and any(width % self.attention_head_dim for width in self.hidden_sizes):
             raise ValueError(
                 f"attention_head_dim is {self.attention_head_dim}; it must divide the widths {self.hidden_sizes}."
             )
-        if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout is {self.head_dropout}; it must be a probability below 1.")
+        _check_common(self, kwargs)
         super().__post_init__(**kwargs)
+
+
+def _check_common(config: PreTrainedConfig, fields: dict) -> None:
+    """What both configurations have: the head, its loss and the classes."""
+    check_whole("head_channels", config.head_channels)
+    check_number("head_dropout", config.head_dropout, least=0, below=1)
+    check_number("auxiliary_loss_weight", config.auxiliary_loss_weight, least=0)
+    check_whole("semantic_loss_ignore_index", config.semantic_loss_ignore_index, least=-LARGEST)
+    check_classes(config, fields)

@@ -3,16 +3,20 @@
 import torch
 import torch.nn.functional as F
 
+from demo_diffusion.checks import check_tensor
+
 from .heads import resize
+
+COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # types that PyTorch compares in place
 
 
 def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: int, ignored: int) -> None:
     """Raises ValueError unless labels are (B, H, W) of the images' size, whole numbers, each a class or the ignored."""
-    shape = (len(pixel_values), *pixel_values.shape[-2:])
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; for these images it must be {shape}.")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels has the type {labels.dtype}; it must hold class ids, whole numbers.")
+    check_tensor("labels", labels, (len(pixel_values), *pixel_values.shape[-2:]), floating=False)
+    if labels.layout != torch.strided or labels.device != pixel_values.device:
+        kind = f"on {labels.device}" if labels.layout == torch.strided else labels.layout
+        raise ValueError(f"labels is {kind}; it must be a dense tensor on the images' device, {pixel_values.device}.")
+    labels = labels if labels.dtype in COMPARED else labels.long()
     if torch.compiler.is_compiling() or labels.device.type not in ("cpu", "cuda"):
         return
     wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= num_labels))]

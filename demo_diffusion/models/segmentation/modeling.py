@@ -6,7 +6,7 @@ import torch
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
-from demo_diffusion.models.emov2.modeling import EMOv2Backbone, EMOv2PreTrainedModel
+from demo_diffusion.models.emov2.modeling import EMOv2Backbone, EMOv2PreTrainedModel, check_pixels, load_network
 
 from .configuration import EMOv2SegmenterConfig
 from .heads import HEAD_CLASSES, FCNHead
@@ -39,11 +39,7 @@ class EMOv2ForSemanticSegmentation(EMOv2PreTrainedModel):
         Raises:
             ValueError: if it cannot be loaded, its network has another structure, or its weights are not whole.
         """
-        try:
-            theirs = EMOv2Backbone.from_pretrained(name_or_path)
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"The classifier {name_or_path} cannot be loaded: {reason}") from error
+        theirs = load_network(EMOv2Backbone, "classifier", name_or_path)
         for name in STRUCTURE:
             given, ours = (list(getattr(config, name)) for config in (theirs.config, self.backbone.config))
             if given != ours:
@@ -71,6 +67,7 @@ class EMOv2ForSemanticSegmentation(EMOv2PreTrainedModel):
             ValueError: if images or labels are not as described.
         """
         config = self.config
+        check_pixels(pixel_values, config.backbone_config.num_channels, self.decode_head.classifier.weight)
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         maps = self.backbone(pixel_values, return_dict=True).feature_maps

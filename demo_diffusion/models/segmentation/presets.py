@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from demo_diffusion.checks import check_flag, check_whole, shown
+from demo_diffusion.models.emov2.configuration import checked_names
 from demo_diffusion.models.emov2.presets import PRESETS, emov2_config
 
 from .configuration import HEADS, WITH_AUXILIARY, EMOv2SegmenterConfig
@@ -27,14 +29,17 @@ def segmenter_config(
     **backbone_overrides,
 ) -> EMOv2SegmenterConfig:
     """The configuration of a named segmenter; arguments and errors are those of `create_segmenter`."""
-    if head not in HEADS:
-        raise ValueError(f"Unknown head {head!r}; known are {', '.join(HEADS)}.")
-    if backbone not in PRESETS:
-        raise ValueError(f"Unknown backbone {backbone!r}; known are {', '.join(PRESETS)}.")
-    if num_labels < 1:
-        raise ValueError(f"num_labels is {num_labels}; it must be at least 1.")
+    if not isinstance(head, str) or head not in HEADS:
+        raise ValueError(f"Unknown head {shown(head)}; known are {', '.join(HEADS)}.")
+    if not isinstance(backbone, str) or backbone not in PRESETS:
+        raise ValueError(f"Unknown backbone {shown(backbone)}; known are {', '.join(PRESETS)}.")
+    check_whole("num_labels", num_labels)
     if head_channels is None:
         head_channels = 180 if (head, backbone[-3:]) == ("segformer", "-1M") else HEAD_CHANNELS[head]
+    check_whole("head_channels", head_channels)
+    if auxiliary is not None:
+        check_flag("auxiliary", auxiliary)
+    id2label = None if id2label is None or id2label == {} else checked_names(id2label)
     names = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}} if id2label else {}
     return EMOv2SegmenterConfig(
         head=head,

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
+from demo_diffusion.models.emov2.modeling import check_pixels
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.loading import CheckedLoading
 from demo_diffusion.models.mobile_block import MobileBlock
@@ -147,15 +148,7 @@ class UEMOForSemanticSegmentation(CheckedLoading, PreTrainedModel):
             ValueError: if images or labels are not as described.
         """
         config, least = self.config, 2 ** (len(self.config.hidden_sizes) - 1)
-        if (
-            pixel_values.ndim != 4
-            or pixel_values.shape[1] != config.num_channels
-            or min(pixel_values.shape[2:]) < least
-        ):
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, {config.num_channels}, "
-                f"height, width) with sides of at least {least} pixels."
-            )
+        check_pixels(pixel_values, config.num_channels, self.decode_head.classifier.weight, least)
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         maps = self.unet(pixel_values)
