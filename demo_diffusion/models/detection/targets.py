@@ -97,6 +97,8 @@ def _find_wrong_box(boxes: torch.Tensor, size: tuple[int, int]) -> str | None:
     """What is wrong with boxes (N, 4) in an image of this (height, width); None if nothing."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         return f"its boxes have the shape {tuple(boxes.shape)}; it must be (N, 4), (0, 4) without objects."
+    if boxes.is_complex() or boxes.dtype == torch.bool:
+        return f"its boxes are {boxes.dtype}; they must be real numbers (float32)."
     height, width = size
     limits = boxes.new_tensor([width, height, width, height])
     is_outside = (boxes < 0) | (boxes > limits) | ~boxes.isfinite()
