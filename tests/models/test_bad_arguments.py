@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from demo_diffusion import create_emov2, create_transformer
+from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
 from tests.support.bad_values import NOT_FLAGS, NOT_NAMES, NOT_NUMBERS, NOT_WHOLE, shown
 from tests.support.classifiers import tiny_emov2
 from tests.support.networks import inputs_for, tiny_dit, tiny_transformer
@@ -157,3 +158,17 @@ def test_autocast_and_networks_of_low_precision_take_what_they_took():
     model.enable_layerwise_casting(torch.bfloat16, torch.float32)
     assert model(x, timestep, labels).sample.isfinite().all()
     assert tiny_dit(num_classes=10).to("meta")(*(each.to("meta") for each in (x, timestep, labels))).sample.is_meta
+
+
+BAD_TAEF2 = [
+    *((name, value) for name in ("in_channels", "out_channels", "latent_channels", "width") for value in NOT_WHOLE),
+    *((name, value) for name in ("scaling_factor", "shift_factor") for value in NOT_NUMBERS),
+    *(("scaling_factor", value) for value in (0, -1)),
+    *((f"num_{part}_blocks", value) for part in ("encoder", "decoder") for value in ((), 3, "abc", (1, 2.5), (0, 1))),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_TAEF2, ids=shown)
+def test_a_field_of_taef2_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} is "):
+        AutoencoderTAEF2(**{"width": 8, field: value})
