@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DecoderTiny, Encode
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 
-from demo_diffusion.checks import check_tensor
+from demo_diffusion.checks import check_number, check_tensor, check_whole, shown
 
 from .input_checks import check_computable
 from .loading import CheckedLoading
@@ -45,6 +45,9 @@ class AutoencoderTAEF2(CheckedLoading, ModelMixin, ConfigMixin):
         width: channels of every layer between.
         num_encoder_blocks, num_decoder_blocks: blocks of each stage, from the input on.
         scaling_factor, shift_factor: what the latents are normalised with, (latents − shift) · scaling.
+
+    Raises:
+        ValueError: if a setting is not allowed.
     """
 
     @register_to_config
@@ -60,6 +63,12 @@ class AutoencoderTAEF2(CheckedLoading, ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ):
         super().__init__()
+        for name in ("in_channels", "out_channels", "latent_channels", "width"):
+            check_whole(name, self.config[name])
+        for name in ("num_encoder_blocks", "num_decoder_blocks"):
+            _check_blocks(name, self.config[name])
+        check_number("scaling_factor", scaling_factor, above=0)
+        check_number("shift_factor", shift_factor)
         self.encoder = EncoderTiny(
             in_channels, latent_channels, num_encoder_blocks, (width,) * len(num_encoder_blocks), act_fn="relu"
         )
@@ -100,3 +109,10 @@ class AutoencoderTAEF2(CheckedLoading, ModelMixin, ConfigMixin):
         if 0 in value.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; it must hold at least one pixel.")
         check_computable(name, value, layer)
+
+
+def _check_blocks(name: str, blocks: object) -> None:
+    if not isinstance(blocks, tuple | list) or len(blocks) < 2:
+        raise ValueError(f"{name} is {shown(blocks)}; it must be a list of whole numbers, one a stage.")
+    for count in blocks:
+        check_whole(name, count)
