@@ -386,7 +386,7 @@ def test_one_window_is_the_whole_image_and_overlaps_are_means():
     [
         (lambda: create_segmenter("unet"), "Unknown head 'unet'; known are deeplabv3, pspnet, fpn, segformer"),
         (lambda: create_segmenter("fpn", "ResNet"), "Unknown backbone 'ResNet'; known are EMOv2-1M"),
-        (lambda: create_segmenter("fpn", num_labels=0), "num_labels is 0; it must be at least 1"),
+        (lambda: create_segmenter("fpn", num_labels=0), "num_labels is 0; it must be a whole number"),
         (lambda: UEMOConfig(block="resnet"), "Unknown block 'resnet'"),
         (lambda: UEMOConfig(hidden_sizes=(60, 128)), "attention_head_dim is 32; it must divide"),
         (lambda: small_unet()(torch.zeros(1, 3, 3, 40)), "sides of at least 4 pixels"),

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from demo_diffusion.checks import LARGEST, check_number, check_whole
+from demo_diffusion.checks import LARGEST, check_number, check_whole, shown
 from demo_diffusion.models.emov2.configuration import EMOv2Config, as_emov2_config, check_classes, with_value_errors
 
 HEADS = ("deeplabv3", "pspnet", "fpn", "segformer")
@@ -92,7 +92,7 @@ class UEMOConfig(PreTrainedConfig):
         if self.block not in ("i2rmb", "conv"):
             raise ValueError(f"Unknown block {self.block!r}; known are i2rmb and conv.")
         if not 2 <= len(self.hidden_sizes) <= MOST_LEVELS:
-            raise ValueError(f"hidden_sizes has {len(self.hidden_sizes)} entries; it must have 2 to {MOST_LEVELS}.")
+            raise ValueError(f"hidden_sizes is {shown(self.hidden_sizes)}; it must have 2 to {MOST_LEVELS} entries.")
         for width in self.hidden_sizes:
             check_whole("hidden_sizes", width)
         for name in ("num_channels", "attention_head_dim", "window_size"):

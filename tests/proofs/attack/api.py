@@ -21,6 +21,7 @@ from tests.models import test_bad_arguments as models
 from tests.objectives import test_bad_arguments as objectives
 from tests.support.bad_values import NOT_NAMES, NOT_NUMBERS, NOT_WHOLE
 from tests.support.classifiers import tiny_emov2
+from tests.support.detectors import TINY
 from tests.support.networks import inputs_for, tiny_transformer
 from tests.support.pipelines import quiet
 
@@ -84,6 +85,8 @@ def _of_networks() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{network} {field}={value!r:.40}", lambda n=network, f=field, v=value: models.CREATE[n](**{f: v})
     for field, value in models.BAD_EMOV2:
         yield f"EMOv2 {field}={value!r:.40}", lambda f=field, v=value: tiny_emov2("EMOv2-1M", **{f: v})
+    for create, field, value in models.BAD_CREATIONS:
+        yield f"{create} {field}={value!r:.40}", lambda c=create, f=field, v=value: models.SMALL[c](**{f: v})
     for create in (create_transformer, create_emov2):
         for name in NOT_NAMES:
             yield f"{create.__name__}({name!r})", lambda create=create, name=name: create(name)
@@ -94,6 +97,14 @@ def _of_networks() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{network} forward, {bad}", lambda create=create, change=change: _forward(create, change)
     for message, inputs in models.BAD_PIXELS.items():
         yield f"EMOv2 forward, {message}", lambda i=inputs: tiny_emov2("EMOv2-1M", num_labels=1000).eval()(*i)
+    for network, create in models.DENSE.items():
+        for bad, (images, _) in models.NOT_IMAGES.items():
+            yield f"{network} forward, {bad}", lambda c=create, i=images: c().eval()(i)
+    for bad, (labels, _) in models.NOT_LABELS.items():
+        yield f"U-EMO labels, {bad}", lambda v=labels: models.DENSE["U-EMO"]()(models.IMAGES, v)
+    for network in models.DETECTORS:
+        for bad, (images, _) in models.NOT_DETECTED.items():
+            yield f"{network} forward, {bad}", lambda n=network, i=images: models.small_detector(n, **TINY).eval()(i)
 
 
 def _forward(create: Callable, change: Callable) -> object:
