@@ -5,13 +5,10 @@ import pytest
 import torch
 
 from demo_diffusion import create_emov2, create_transformer
-<<<<<<< HEAD
+from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
 from demo_diffusion.models.detection import EMOv2DetectorConfig, create_detector
 from demo_diffusion.models.emov2.configuration import EMOv2Config
 from demo_diffusion.models.segmentation import EMOv2SegmenterConfig, UEMOConfig, create_segmenter
-=======
-from demo_diffusion.models.autoencoder_taef2 import AutoencoderTAEF2
->>>>>>> h1
 from tests.support.bad_values import NOT_FLAGS, NOT_NAMES, NOT_NUMBERS, NOT_WHOLE, shown
 from tests.support.classifiers import tiny_emov2
 from tests.support.detectors import DETECTORS, TINY, images_and_targets, small_detector
@@ -169,7 +166,6 @@ def test_autocast_and_networks_of_low_precision_take_what_they_took():
     assert tiny_dit(num_classes=10).to("meta")(*(each.to("meta") for each in (x, timestep, labels))).sample.is_meta
 
 
-<<<<<<< HEAD
 SMALL = {
     "UEMOConfig": lambda **fields: UEMOConfig(**{**SMALL_UNET, **fields}),
     "EMOv2SegmenterConfig": EMOv2SegmenterConfig,
@@ -377,7 +373,8 @@ def test_targets_that_are_none_are_named():
     for change, message in NOT_TARGETS.values():
         with pytest.raises(ValueError, match=f"The target of image 0 is not right: .*{message}"):
             model(images, [change(targets[0]), *targets[1:]])
-=======
+
+
 BAD_TAEF2 = [
     *((name, value) for name in ("in_channels", "out_channels", "latent_channels", "width") for value in NOT_WHOLE),
     *((name, value) for name in ("scaling_factor", "shift_factor") for value in NOT_NUMBERS),
@@ -390,4 +387,3 @@ BAD_TAEF2 = [
 def test_a_field_of_taef2_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is "):
         AutoencoderTAEF2(**{"width": 8, field: value})
->>>>>>> h1
