@@ -290,10 +290,10 @@ def test_a_new_unet_gives_each_class_the_same_chance(block):
     assert loss.item() == pytest.approx(1.4 * math.log(5), rel=0.02)
 
 
-def every_segmenter():
+def every_segmenter(**options):
     for backbone in ("EMOv2-1M", "EMOv1-1M"):
         for head in HEADS:
-            yield pytest.param(lambda h=head, b=backbone: small_segmenter(h, b), id=f"{head}-{backbone}")
+            yield pytest.param(lambda h=head, b=backbone: small_segmenter(h, b, **options), id=f"{head}-{backbone}")
     for block in ("i2rmb", "conv"):
         yield pytest.param(lambda b=block: small_unet(b, auxiliary=True), id=block)
 
@@ -325,7 +325,7 @@ def test_a_training_step_and_inference_on_odd_sizes(create, tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-@ALL
+@pytest.mark.parametrize("create", list(every_segmenter(depths=(1, 1, 2, 1))))
 @torch.no_grad()
 def test_exported_programs_and_onnx_give_the_same(create):
     model, pixels = with_statistics(create()), torch.randn(2, 3, 64, 96)

@@ -69,7 +69,7 @@ def test_four_methods_train(tmp_path):
 
 def test_every_family_has_the_same_rooms():
     families = sorted(file.parent for file in (ROOT / "train").glob("*/trainer.py") if file.parent.name != "engine")
-    assert [family.name for family in families] == ["classification", "detection", "diffusion"]
+    assert [family.name for family in families] == ["classification", "detection", "diffusion", "segmentation"]
     for family in families:
         assert all((family / f"{room}.py").is_file() for room in ROOMS), family
         assert f"train.{family.name}" not in "".join(file.read_text() for file in (ROOT / "train/engine").glob("*.py"))
