@@ -134,7 +134,7 @@ def frozen_detector(name: str, folder: Path, **options) -> EMOv2Detector:
     return small_detector(name, **TINY, backbone_weights=folder, **options)
 
 
-@EVERY
+@pytest.mark.parametrize("name", [*DETECTORS[:2], pytest.param("MaskRCNN", marks=pytest.mark.proof)])
 def test_saved_and_loaded_it_finds_the_same(name, tmp_path):
     names = {label: f"thing {label}" for label in range(name != "RetinaNet", 5 + (name != "RetinaNet"))}
     frozen = {"freeze_first_stage": True, "freeze_batch_norm": True}
