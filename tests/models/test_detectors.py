@@ -315,7 +315,7 @@ def test_labels_that_count_from_elsewhere_are_named(name, label, hint):
         ([torch.rand(1, 60, 80)], "RGB"),
         ([torch.rand(60, 80)], "RGB"),
         ([torch.zeros(3, 60, 80, dtype=torch.uint8)], "torch.uint8; it must be torch.float32"),
-        ([torch.zeros(3, 60, 80, dtype=torch.float64)], "torch.float64; it must be torch.float32"),
+        ([torch.zeros(3, 60, 80, dtype=torch.float64)], "Image 0 is float64; this model's weights are torch.float32"),
         ([torch.full((3, 60, 80), 255.0)], "values up to 255; they must be in .*Divide by 255"),
         ([torch.zeros(3, 0, 5)], "5 × 0 pixels"),
         (7, "give a list"),

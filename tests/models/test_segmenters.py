@@ -409,6 +409,8 @@ def test_a_segmenter_starts_from_a_classifier(tmp_path):
     model = create_segmenter("segformer", "EMOv2-1M", backbone_weights=tmp_path)
     theirs = classifier.emov2.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.backbone.state_dict().items())
-    with pytest.raises(ValueError, match="has hidden_sizes"):
+    with pytest.raises(ValueError, match="another network than this backbone: hidden_sizes"):
         create_segmenter("segformer", "EMOv2-2M", backbone_weights=tmp_path)
     assert isinstance(model, EMOv2ForSemanticSegmentation)
+    with pytest.raises(ValueError, match="another network than this backbone: attend_before_value"):
+        create_segmenter("segformer", "EMOv2-1M", backbone_weights=tmp_path, attend_before_value=True)

@@ -11,7 +11,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from transformers import PreTrainedModel
 
-from demo_diffusion.models.emov2.modeling import EMOv2Backbone, load_network
+from demo_diffusion.models.emov2.modeling import load_network
 from demo_diffusion.models.loading import CheckedLoading
 
 from .anchors import SSD_RATIOS, SSD_STRIDES, retinanet_anchors, rpn_anchors, ssd_anchors
@@ -48,19 +48,6 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Leaves the initial values of torchvision's layers; the backbone has its own."""
 
-    def load_backbone(self, name_or_path: str | Path) -> None:
-        """Takes the backbone's weights from a classifier's folder or hub id; attention windows may have another size.
-
-        Raises:
-            ValueError: if its network has another structure, or its weights are not whole.
-        """
-        ours = self.detector.backbone.body
-        theirs = load_network(EMOv2Backbone, "classifier", name_or_path)
-        fields = {name: (getattr(theirs.config, name), getattr(ours.config, name)) for name in STRUCTURE}
-        if different := [f"{name} {a} (ours {b})" for name, (a, b) in fields.items() if _plain(a) != _plain(b)]:
-            raise ValueError(f"{name_or_path} is another network than this backbone: {'; '.join(different)}.")
-        ours.load_state_dict(theirs.state_dict())
-
     def forward(self, images: Sequence[torch.Tensor], targets: Sequence[Target] | None = None) -> Any:
         """Losses in training mode, detections in eval mode.
 
@@ -80,7 +67,9 @@ class EMOv2Detector(CheckedLoading, PreTrainedModel):
         """
         config = self.config
         is_square = config.detector == "SSDLite"
-        check_images(images, next(self.parameters()), None if is_square else _sides(config)["max_size"])
+        check_images(
+            images, self.detector.backbone.body.stem.conv.conv, None if is_square else _sides(config)["max_size"]
+        )
         if self.training:
             check_targets(images, targets, config.labels, needs_masks=config.detector == "MaskRCNN")
             if is_square and len(images) == 1 and config.image_size <= SSD_STRIDES[-1]:
@@ -97,27 +86,6 @@ def load_detector(name_or_path: str | Path) -> EMOv2Detector:
         ValueError: with one line, if it cannot be loaded.
     """
     return load_network(EMOv2Detector, "detector", name_or_path).eval().requires_grad_(False)
-
-
-# What a classifier and a backbone must share for its weights to fit and to mean the same.
-STRUCTURE = (
-    "hidden_sizes",
-    "depths",
-    "expansion_ratios",
-    "attention_head_dims",
-    "attention_modes",
-    "kernel_sizes",
-    "norms",
-    "activations",
-    "attend_before_value",
-    "stem_width",
-    "stem_activation",
-    "stem_squeeze_excitation",
-)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _ssdlite(config: EMOv2DetectorConfig) -> SSD:

@@ -112,5 +112,5 @@ def create_detector(
     )
     detector = EMOv2Detector(config)
     if is_pretrained:
-        detector.load_backbone(backbone_weights)
+        detector.detector.backbone.body.load_classifier(backbone_weights)
     return detector

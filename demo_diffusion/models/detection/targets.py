@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from demo_diffusion.checks import shown
-from demo_diffusion.models.emov2.modeling import find_foreign
+from demo_diffusion.models.input_checks import check_computable
 
 Target = Mapping[str, torch.Tensor]
 DARKEST, BRIGHTEST = -0.5, 2.0  # of images in [0, 1], which augmentations may leave a little; 0 … 255 is far above
 
 
-def check_images(images: Sequence[torch.Tensor], weight: torch.Tensor, longest: int | None = None) -> None:
+def check_images(images: Sequence[torch.Tensor], layer: nn.Module, longest: int | None = None) -> None:
     """Checks the images of a batch, of any size each.
 
     Args:
-        weight: one of the network's, whose type and kind the images must have.
+        layer: one of the network's, whose weight's type the images must have.
         longest: pixels to which a longer side is shrunk; None: images are made square.
 
     Raises:
@@ -31,10 +32,9 @@ def check_images(images: Sequence[torch.Tensor], weight: torch.Tensor, longest: 
         if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3:
             shape = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ValueError(f"Image {number} is {shape}; it must be a tensor (3, H, W), RGB in [0, 1].")
-        if image.dtype != weight.dtype:
-            raise ValueError(f"Image {number} holds {image.dtype}; it must be {weight.dtype}, RGB in [0, 1].")
-        if problem := find_foreign(image, weight):
-            raise ValueError(f"Image {number} {problem}")
+        if not image.is_floating_point():
+            raise ValueError(f"Image {number} holds {image.dtype}; it must be {layer.weight.dtype}, RGB in [0, 1].")
+        check_computable(f"Image {number}", image, layer)
         shorter, longer = sorted(image.shape[1:])
         if shorter == 0 or (longest is not None and shorter * longest < longer):
             raise ValueError(f"Image {number} has {image.shape[2]} × {image.shape[1]} pixels; it is too narrow.")

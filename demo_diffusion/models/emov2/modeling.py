@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from demo_diffusion.checks import check_tensor, check_values, shown
+from demo_diffusion.models.input_checks import check_computable
 from demo_diffusion.models.layers.checkpointing import checkpoint_module
 from demo_diffusion.models.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from demo_diffusion.models.layers.folding import Foldable, Linear
@@ -62,11 +63,11 @@ class EMOv2Stem(nn.Module):
         return self.mixer(self.activation(self.conv(pixels)))
 
 
-def check_pixels(pixels: object, channels: int, weight: torch.Tensor, least: int = 1) -> None:
+def check_pixels(pixels: object, channels: int, layer: nn.Module, least: int = 1) -> None:
     """Checks the images that a network is given.
 
     Args:
-        weight: one of the network's, whose type and kind the images must have.
+        layer: one of the network's, whose weight's type the images must have.
         least: pixels of a side.
 
     Raises:
@@ -79,25 +80,7 @@ def check_pixels(pixels: object, channels: int, weight: torch.Tensor, least: int
             f"pixel_values has shape {tuple(pixels.shape)}; it must be (batch, {channels}, height, width) with sides "
             f"of at least {sides}."
         )
-    if problem := find_foreign(pixels, weight):
-        raise ValueError(f"pixel_values {problem}")
-
-
-def find_foreign(pixels: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """What keeps a network from computing with a tensor, as the end of a sentence; None if nothing."""
-    if pixels.layout != torch.strided:
-        return f"has the layout {pixels.layout}; it must be dense: call to_dense()."
-    if pixels.is_meta and not weight.is_meta:
-        return "is on the device meta, which holds no values; the network is not."
-    if pixels.dtype != weight.dtype and not _is_cast(pixels):
-        return f"has dtype {pixels.dtype}; the network's weights are {weight.dtype}: call to({weight.dtype})."
-    return None
-
-
-def _is_cast(pixels: torch.Tensor) -> bool:
-    """Whether autocast, or what shards a network over processes, brings a tensor to the type of the arithmetic."""
-    is_sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return pixels.dtype != torch.float64 and (is_sharded or torch.is_autocast_enabled(pixels.device.type))
+    check_computable("pixel_values", pixels, layer)
 
 
 class EMOv2PreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -175,7 +158,7 @@ class EMOv2Model(EMOv2PreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is not (B, num_channels, H, W) of the network's type.
         """
-        check_pixels(pixel_values, self.config.num_channels, self.stem.conv.conv.weight)
+        check_pixels(pixel_values, self.config.num_channels, self.stem.conv.conv)
         tokens = self.stem(pixel_values.permute(0, 2, 3, 1).contiguous())
         outputs = [tokens]
         for blocks in self.stages:
@@ -256,6 +239,39 @@ class EMOv2Backbone(BackboneMixin, EMOv2Model):
             feature_maps=tuple(outputs[self.stage_names.index(name)] for name in self.out_features),
             hidden_states=outputs if wanted else None,
         )
+
+    def load_classifier(self, name_or_path: str | Path) -> None:
+        """Takes the weights of a classifier's folder or hub id; attention windows may have another size.
+
+        Raises:
+            ValueError: if it cannot be loaded, its network has another structure, or its weights are not whole.
+        """
+        theirs = load_network(EMOv2Backbone, "classifier", name_or_path)
+        fields = {name: (getattr(theirs.config, name), getattr(self.config, name)) for name in STRUCTURE}
+        if different := [f"{name} {a} (ours {b})" for name, (a, b) in fields.items() if _plain(a) != _plain(b)]:
+            raise ValueError(f"{name_or_path} is another network than this backbone: {'; '.join(different)}.")
+        self.load_state_dict(theirs.state_dict())
+
+
+# What a classifier and a backbone must share for its weights to fit and to mean the same; windows may differ.
+STRUCTURE = (
+    "hidden_sizes",
+    "depths",
+    "expansion_ratios",
+    "attention_head_dims",
+    "attention_modes",
+    "kernel_sizes",
+    "norms",
+    "activations",
+    "attend_before_value",
+    "stem_width",
+    "stem_activation",
+    "stem_squeeze_excitation",
+)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def load_network(model_class: type[PreTrainedModel], kind: str, name_or_path: str | Path) -> PreTrainedModel:

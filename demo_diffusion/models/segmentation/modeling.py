@@ -1,19 +1,14 @@
 """EMOv2 with a head that gives each pixel a class."""
 
-from pathlib import Path
-
 import torch
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
-from demo_diffusion.models.emov2.modeling import EMOv2Backbone, EMOv2PreTrainedModel, check_pixels, load_network
+from demo_diffusion.models.emov2.modeling import EMOv2Backbone, EMOv2PreTrainedModel, check_pixels
 
 from .configuration import EMOv2SegmenterConfig
 from .heads import HEAD_CLASSES, FCNHead
 from .losses import check_labels, segmentation_loss
-
-# What a classifier and a backbone must share for its weights to fit and to mean the same.
-STRUCTURE = ("hidden_sizes", "depths", "expansion_ratios", "attention_head_dims", "attention_modes", "kernel_sizes")
 
 
 class EMOv2ForSemanticSegmentation(EMOv2PreTrainedModel):
@@ -32,19 +27,6 @@ class EMOv2ForSemanticSegmentation(EMOv2PreTrainedModel):
         self.decode_head = HEAD_CLASSES[config.head](widths, *settings)
         self.auxiliary_head = FCNHead(widths[2], *settings) if config.auxiliary else None
         self.post_init()
-
-    def load_backbone(self, name_or_path: str | Path) -> None:
-        """Takes the backbone's weights from a classifier's folder or hub id; attention windows may have another size.
-
-        Raises:
-            ValueError: if it cannot be loaded, its network has another structure, or its weights are not whole.
-        """
-        theirs = load_network(EMOv2Backbone, "classifier", name_or_path)
-        for name in STRUCTURE:
-            given, ours = (list(getattr(config, name)) for config in (theirs.config, self.backbone.config))
-            if given != ours:
-                raise ValueError(f"{name_or_path} has {name} {given}; this backbone has {ours}.")
-        self.backbone.load_state_dict(theirs.state_dict())
 
     @can_return_tuple
     def forward(
@@ -67,7 +49,7 @@ class EMOv2ForSemanticSegmentation(EMOv2PreTrainedModel):
             ValueError: if images or labels are not as described.
         """
         config = self.config
-        check_pixels(pixel_values, config.backbone_config.num_channels, self.decode_head.classifier.weight)
+        check_pixels(pixel_values, config.backbone_config.num_channels, self.decode_head.classifier)
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         maps = self.backbone(pixel_values, return_dict=True).feature_maps

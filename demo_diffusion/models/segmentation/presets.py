@@ -70,5 +70,5 @@ def create_segmenter(
     """
     segmenter = EMOv2ForSemanticSegmentation(segmenter_config(head, backbone, **options))
     if backbone_weights is not None:
-        segmenter.load_backbone(backbone_weights)
+        segmenter.backbone.load_classifier(backbone_weights)
     return segmenter

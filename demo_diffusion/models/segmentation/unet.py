@@ -148,7 +148,7 @@ class UEMOForSemanticSegmentation(CheckedLoading, PreTrainedModel):
             ValueError: if images or labels are not as described.
         """
         config, least = self.config, 2 ** (len(self.config.hidden_sizes) - 1)
-        check_pixels(pixel_values, config.num_channels, self.decode_head.classifier.weight, least)
+        check_pixels(pixel_values, config.num_channels, self.decode_head.classifier, least)
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         maps = self.unet(pixel_values)
