@@ -1,6 +1,7 @@
 """Trains EMOv2 or EMOv1 to classify images."""
 
 import dataclasses
+from pathlib import Path
 
 from demo_diffusion.cli.command import require_packages
 
@@ -15,13 +16,11 @@ from demo_diffusion.data.images import load_images
 from demo_diffusion.data.raw_images import ProcessedImages, RawImages
 from demo_diffusion.eval.metrics.accuracy import Accuracy, measure_accuracy
 from demo_diffusion.models.classifiers import image_processor
-from demo_diffusion.records.figures import save_accuracy_curves, save_loss_curves
-from demo_diffusion.records.files import write_json, write_whole
-from demo_diffusion.records.provenance import provenance
-from demo_diffusion.records.run_records import add_scores, read_scores
-from demo_diffusion.train.engine.hub import check_hub_access, upload
+from demo_diffusion.records.figures import save_accuracy_curves
+from demo_diffusion.records.run_records import read_scores
+from demo_diffusion.train.engine.hub import check_hub_access
+from demo_diffusion.train.engine.measured_trainer import MeasuredTrainer
 from demo_diffusion.train.engine.run_folder import RunFolder
-from demo_diffusion.train.engine.trainer import Trainer
 
 from .config import ClassificationTrainingConfig
 from .data import AugmentedImages, load_validation_images
@@ -29,7 +28,7 @@ from .distillation import Teacher, soft_distillation_loss
 from .model_card import write_classification_card
 
 
-class ClassificationTrainer(Trainer):
+class ClassificationTrainer(MeasuredTrainer):
     """Trains EMOv2 or EMOv1 and leaves a folder that AutoModelForImageClassification loads.
 
     Attributes:
@@ -42,6 +41,8 @@ class ClassificationTrainer(Trainer):
     Raises:
         ValueError: if a package, the hub, data or an option does not allow the run.
     """
+
+    kind = "accuracy"
 
     def __init__(self, config: ClassificationTrainingConfig):
         require_packages(("timm", "matplotlib", "tensorboard"), "train", "Training")
@@ -127,46 +128,21 @@ class ClassificationTrainer(Trainer):
         likeness = soft_distillation_loss(logits, teacher_logits, objective.distillation_temperature)
         return loss + objective.distillation_weight * likeness
 
-    def look(self, step: int) -> None:
-        """Measures the moving average if that is due and was not done before an interruption."""
-        every = self.config.run.eval_every
-        is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
-        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "accuracy")):
-            return
-        accuracy = self.measure()
-        self.accelerator.log({"val/top1": accuracy.top1, "val/top5": accuracy.top5}, step=step)
-        self.accelerator.print(f"step {step:,}: {accuracy}")
-        if self.accelerator.is_main_process:
-            add_scores(self.folder.path, "accuracy", step, {"top1": accuracy.top1, "top5": accuracy.top5})
-            self.plot()
-        self.accelerator.wait_for_everyone()
+    def scores(self, measured: Accuracy) -> dict[str, float | None]:
+        return {"top1": measured.top1, "top5": measured.top5}
 
-    def finish(self) -> None:
-        """Writes the moving average as a model folder, the curves and results.json."""
-        network = self.average_network()
-        if not self.accelerator.is_main_process:
-            return
-        folder, model_folder = self.folder.path, self.folder.path / "model"
-        self.plot()
-        results = {
-            **read_scores(self.folder.path, "accuracy")[-1],
-            "num_images": len(self.val_samples),
-            "dataset": self.config.data.val_dataset or self.config.data.dataset,
-            "split": self.config.data.val_split,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            **provenance(self.accelerator),
-        }
-        write_json(folder / "results.json", results)
+    def measurement(self) -> dict:
+        """From accuracy.csv, so that a finished run is not measured again."""
+        return {**read_scores(self.folder.path, self.kind)[-1], "num_images": len(self.val_samples)}
 
-        def write(path):
-            network.save_pretrained(path)
-            self.processor.save_pretrained(path)
-            write_classification_card(folder, path, self.config, results)
+    def result(self) -> dict:
+        data = self.config.data
+        return {"dataset": data.val_dataset or data.dataset, "split": data.val_split}
 
-        write_whole(model_folder, write)
-        print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}; model, accuracy.png and loss.png: {folder}.")
-        if self.config.run.push_to_hub is not None:
-            upload(model_folder, self.config.run.push_to_hub)
+    def save(self, network: nn.Module, path: Path, results: dict) -> None:
+        network.save_pretrained(path)
+        self.processor.save_pretrained(path)
+        write_classification_card(self.folder.path, path, self.config, results)
 
     def measure(self) -> Accuracy:
         """The accuracy of the moving average on the validation images. Every process must call it."""
@@ -176,10 +152,9 @@ class ClassificationTrainer(Trainer):
 
     def plot(self) -> None:
         """Writes accuracy.png and loss.png."""
-        name = self.folder.path.name
-        save_accuracy_curves(self.folder.path / "accuracy.png", {name: read_scores(self.folder.path, "accuracy")})
-        if self.rows:
-            save_loss_curves(self.folder.path / "loss.png", {name: self.rows})
+        super().plot()
+        scores = {self.folder.path.name: read_scores(self.folder.path, self.kind)}
+        save_accuracy_curves(self.folder.path / "accuracy.png", scores)
 
     def _check_images_of_a_pass(self) -> None:
         optimization, augmentation = self.config.optimization, self.config.augmentation

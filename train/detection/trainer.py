@@ -1,6 +1,7 @@
 """Trains detectors on EMOv2 or EMOv1."""
 
 import dataclasses
+from pathlib import Path
 
 from demo_diffusion.cli.command import require_packages
 
@@ -13,29 +14,25 @@ from demo_diffusion.eval.metrics.detection import Precision, as_lists, measure_p
 from demo_diffusion.eval.reports.detections import save_comparison
 from demo_diffusion.models.detection import EMOv2Detector, create_detector
 from demo_diffusion.models.detection.configuration import FIRST_LABEL
-from demo_diffusion.records.figures import save_loss_curves
-from demo_diffusion.records.files import write_json, write_whole
-from demo_diffusion.records.provenance import provenance
-from demo_diffusion.records.run_records import add_scores, read_scores
-from demo_diffusion.train.engine.hub import check_hub_access, upload
-from demo_diffusion.train.engine.trainer import Trainer
+from demo_diffusion.train.engine.hub import check_hub_access
+from demo_diffusion.train.engine.measured_trainer import MeasuredTrainer
 
 from .config import DetectionTrainingConfig
 from .data import AugmentedObjects, load_validation_objects
 from .model_card import write_detection_card
 
 
-class DetectionTrainer(Trainer):
+class DetectionTrainer(MeasuredTrainer):
     """Trains a detector and leaves a folder that `EMOv2Detector.from_pretrained` loads.
 
     Attributes:
         objects, val_objects: images with boxes to learn and to measure.
-        precision: the last measurement.
 
     Raises:
         ValueError: if a package, the hub, data or an option does not allow the run.
     """
 
+    kind = "precision"
     collate = staticmethod(as_lists)
 
     def __init__(self, config: DetectionTrainingConfig):
@@ -46,7 +43,6 @@ class DetectionTrainer(Trainer):
         masks = config.model.detector == "MaskRCNN"
         self.objects = load_objects(config.data, is_training=True, masks=masks)
         self.val_objects = load_validation_objects(config.data, self.objects, masks)
-        self.precision: Precision | None = None
         length = config.optimization.in_steps(len(self.objects.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
@@ -98,48 +94,16 @@ class DetectionTrainer(Trainer):
         targets = [{**target, "labels": target["labels"] + first_label} for target in targets]
         return sum(self.network(images, targets).values())
 
-    def look(self, step: int) -> None:
-        """Measures the moving average if that is due and was not done before an interruption."""
-        every = self.config.run.eval_every
-        is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
-        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "precision")):
-            return
-        self.precision = self.measure()
-        box = self.precision.box
-        self.accelerator.log({f"val/{name}": value for name, value in box.items() if value is not None}, step=step)
-        self.accelerator.print(f"step {step:,}: {self.precision}")
-        if self.accelerator.is_main_process and box["AP"] is not None:
-            add_scores(self.folder.path, "precision", step, {name: box[name] for name in ("AP", "AP50")})
-        self.accelerator.wait_for_everyone()
+    def scores(self, measured: Precision) -> dict[str, float | None]:
+        return measured.box
 
-    def finish(self) -> None:
-        """Writes the moving average as a model folder, detections beside the truth, and results.json."""
-        if self.precision is None:  # it was measured before an interruption
-            self.precision = self.measure()
-        network = self.average_network()
-        if not self.accelerator.is_main_process:
-            return
-        folder, model_folder = self.folder.path, self.folder.path / "model"
-        if self.rows:
-            save_loss_curves(folder / "loss.png", {folder.name: self.rows})
-        save_comparison(folder / "detections.png", network, self.val_objects, self.accelerator.device)
-        results = {
-            **dataclasses.asdict(self.precision),
-            "step": self.num_steps,
-            "dataset": self.config.data.val_annotations or self.config.data.dataset,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            **provenance(self.accelerator),
-        }
-        write_json(folder / "results.json", results)
+    def result(self) -> dict:
+        return {"dataset": self.config.data.val_annotations or self.config.data.dataset}
 
-        def write(path):
-            network.save_pretrained(path)
-            write_detection_card(folder, path, self.config, results)
-
-        write_whole(model_folder, write)
-        print(f"{self.precision}; model, detections.png and loss.png: {folder}.")
-        if self.config.run.push_to_hub is not None:
-            upload(model_folder, self.config.run.push_to_hub)
+    def save(self, network: EMOv2Detector, path: Path, results: dict) -> None:
+        save_comparison(self.folder.path / "detections.png", network, self.val_objects, self.accelerator.device)
+        network.save_pretrained(path)
+        write_detection_card(self.folder.path, path, self.config, results)
 
     def measure(self) -> Precision:
         """The precision of the moving average on the validation images. Every process must call it."""

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -119,8 +120,8 @@ class RunFolder:
         if self._data_facts:
             write_json(self.path / DATA_FILE, self._data_facts)
         for file in LOGS:
-            self._begin_anew(file, lambda: self._check_rows(file, first_step))  # noqa: B023 (called at once)
-        self._begin_anew(RECORD_FILE, lambda: read_parts(self.path))
+            self._begin_anew(file, partial(self._check_rows, file, first_step))
+        self._begin_anew(RECORD_FILE, partial(read_parts, self.path))
         parts = read_parts(self.path) if first_step else []
         write_json(self.path / RECORD_FILE, [*parts, {"first_step": first_step, **provenance(accelerator)}])
 

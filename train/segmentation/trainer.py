@@ -1,6 +1,7 @@
 """Trains segmenters on EMOv2 or EMOv1, U-EMO and the plain UNet."""
 
 import dataclasses
+from pathlib import Path
 
 from demo_diffusion.cli.command import require_packages
 
@@ -13,28 +14,26 @@ from demo_diffusion.data.masks import describe_masks, load_masks
 from demo_diffusion.eval.metrics.segmentation import Overlap, measure_overlap
 from demo_diffusion.eval.reports.overlays import save_overlays
 from demo_diffusion.models.segmentation import UEMOConfig, UEMOForSemanticSegmentation, create_segmenter
-from demo_diffusion.records.figures import save_loss_curves
-from demo_diffusion.records.files import write_json, write_whole
-from demo_diffusion.records.provenance import provenance
-from demo_diffusion.records.run_records import SCORES, add_scores, read_scores
-from demo_diffusion.train.engine.hub import check_hub_access, upload
-from demo_diffusion.train.engine.trainer import Trainer
+from demo_diffusion.records.run_records import SCORES
+from demo_diffusion.train.engine.hub import check_hub_access
+from demo_diffusion.train.engine.measured_trainer import MeasuredTrainer
 
 from .config import UNETS, SegmentationTrainingConfig
 from .data import AugmentedPixels
 from .model_card import write_segmentation_card
 
 
-class SegmentationTrainer(Trainer):
+class SegmentationTrainer(MeasuredTrainer):
     """Trains a segmenter and leaves a folder that AutoModelForSemanticSegmentation loads.
 
     Attributes:
         pixels, val_pixels: images with masks to learn and to measure.
-        overlap: the last measurement.
 
     Raises:
         ValueError: if a package, the hub, data or an option does not allow the run.
     """
+
+    kind = "overlap"
 
     def __init__(self, config: SegmentationTrainingConfig):
         require_packages(("torchmetrics", "matplotlib", "tensorboard"), "segmentation", "Training a segmenter")
@@ -42,7 +41,6 @@ class SegmentationTrainer(Trainer):
             check_hub_access()
         self.pixels = load_masks(config.data, is_training=True)
         self.val_pixels = load_masks(config.data.validation(), is_training=False)
-        self.overlap: Overlap | None = None
         length = config.optimization.in_steps(len(self.pixels.dataset))
         super().__init__(dataclasses.replace(config, optimization=length))
 
@@ -96,50 +94,18 @@ class SegmentationTrainer(Trainer):
     def loss(self, batch: list[torch.Tensor], draws: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.network(pixel_values=batch[0], labels=batch[1]).loss
 
-    def look(self, step: int) -> None:
-        """Measures the moving average if that is due and was not done before an interruption."""
-        every = self.config.run.eval_every
-        is_due = step == self.num_steps or (every and step > 0 and step % every == 0)
-        if not is_due or any(row["step"] == step for row in read_scores(self.folder.path, "overlap")):
-            return
-        self.overlap = self.measure()
-        scores = {name: getattr(self.overlap, name) for name in SCORES["overlap"]}
-        self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=step)
-        self.accelerator.print(f"step {step:,}: {self.overlap}")
-        if self.accelerator.is_main_process:
-            add_scores(self.folder.path, "overlap", step, scores)
-        self.accelerator.wait_for_everyone()
+    def scores(self, measured: Overlap) -> dict[str, float | None]:
+        return {name: getattr(measured, name) for name in SCORES[self.kind]}
 
-    def finish(self) -> None:
-        """Writes the moving average as a model folder, overlays beside the truth, and results.json."""
-        if self.overlap is None:  # it was measured before an interruption
-            self.overlap = self.measure()
-        network = self.average_network()
-        if not self.accelerator.is_main_process:
-            return
-        folder, model_folder = self.folder.path, self.folder.path / "model"
-        if self.rows:
-            save_loss_curves(folder / "loss.png", {folder.name: self.rows})
+    def result(self) -> dict:
+        return {"dataset": self.config.data.validation().dataset}
+
+    def save(self, network: nn.Module, path: Path, results: dict) -> None:
         view, samples = self.config.run.view(), self.val_pixels.dataset
-        save_overlays(folder / "overlays.png", network, samples, self.accelerator.device, view)
-        results = {
-            **dataclasses.asdict(self.overlap),
-            "step": self.num_steps,
-            "dataset": self.config.data.validation().dataset,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            **provenance(self.accelerator),
-        }
-        write_json(folder / "results.json", results)
-
-        def write(path):
-            network.save_pretrained(path)
-            SegformerImageProcessor(do_resize=False).save_pretrained(path)
-            write_segmentation_card(folder, path, self.config, results)
-
-        write_whole(model_folder, write)
-        print(f"{self.overlap}; model, overlays.png and loss.png: {folder}.")
-        if self.config.run.push_to_hub is not None:
-            upload(model_folder, self.config.run.push_to_hub)
+        save_overlays(self.folder.path / "overlays.png", network, samples, self.accelerator.device, view)
+        network.save_pretrained(path)
+        SegformerImageProcessor(do_resize=False).save_pretrained(path)
+        write_segmentation_card(self.folder.path, path, self.config, results)
 
     def measure(self) -> Overlap:
         """The overlap of the moving average on the validation images. Every process must call it."""
