@@ -29,8 +29,16 @@ SMALL = {
 }
 
 
+def words_of(options: dict[str, object]) -> list[str]:
+    """Options of a command as words; a list is one option with several values."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return words
+
+
 def arguments(output_dir, **options) -> list[str]:
-    return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": output_dir, **options}.items()]
+    return words_of({**SMALL, "output_dir": output_dir, **options})
 
 
 def train(output_dir, **options) -> Path:

@@ -28,7 +28,7 @@ from demo_diffusion.train.train_detection import main
 from tests.support.coco import annotation, coco_content, coco_folder
 from tests.support.hub import use_fake_hub
 from tests.support.project import ROOT
-from tests.support.runs import first_steps_of
+from tests.support.runs import first_steps_of, state_of, words_of
 
 CONFIGS = sorted((ROOT / "configs/detection").rglob("*.yaml"))
 TINY = {
@@ -58,22 +58,13 @@ TINY = {
 
 
 def arguments(output_dir, **options) -> list[str]:
-    words = []
-    for name, value in {**TINY, "output_dir": output_dir, **options}.items():
-        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return words
+    return words_of({**TINY, "output_dir": output_dir, **options})
 
 
 def train(output_dir, **options) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     main(arguments(output_dir, **options))
     return Path(output_dir)
-
-
-def state_of(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoints(run / "checkpoints").latest()
-    files = [checkpoint / "model.safetensors", *sorted(checkpoint.glob("ema_*.safetensors"))]
-    return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.proof) for name in ("RetinaNet", "MaskRCNN")]

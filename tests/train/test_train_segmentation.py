@@ -11,19 +11,18 @@ import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from demo_diffusion.eval.metrics.segmentation import predict_classes, prepare
 from demo_diffusion.eval.segment import main as segment
 from demo_diffusion.records.run_records import read_losses
-from demo_diffusion.train.engine.checkpoints import Checkpoints
 from demo_diffusion.train.segmentation.config import UNETS, parse_config
 from demo_diffusion.train.segmentation.data import AugmentedPixels
 from demo_diffusion.train.segmentation.trainer import SegmentationTrainer
 from demo_diffusion.train.train_segmentation import main
 from tests.support.hub import use_fake_hub
 from tests.support.project import ROOT
+from tests.support.runs import state_of, words_of
 from tests.support.segmenters import HEADS, small_unet
 
 CONFIGS = sorted((ROOT / "configs/segmentation").rglob("*.yaml"))
@@ -58,22 +57,13 @@ UNET = {
 
 
 def arguments(output_dir, **options) -> list[str]:
-    words = []
-    for name, value in {**TINY, "output_dir": output_dir, **options}.items():
-        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return words
+    return words_of({**TINY, "output_dir": output_dir, **options})
 
 
 def train(output_dir, **options) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     main(arguments(output_dir, **options))
     return Path(output_dir)
-
-
-def state_of(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoints(run / "checkpoints").latest()
-    files = [checkpoint / "model.safetensors", *sorted(checkpoint.glob("ema_*.safetensors"))]
-    return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize("options", [{}, UNET], ids=["segformer", "uemo"])

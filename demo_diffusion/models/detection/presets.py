@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
-from demo_diffusion.checks import check_flag, check_whole, shown
+from demo_diffusion.checks import shown
 from demo_diffusion.models.emov2.presets import PRESETS, emov2_config
 
-from .configuration import LEAST_SIDE, STAGES, EMOv2DetectorConfig
+from .configuration import STAGES, EMOv2DetectorConfig
 from .modeling import EMOv2Detector
 
 IMAGE_SIZES = {"SSDLite": 320, "RetinaNet": 800, "MaskRCNN": 800}
 FREEZES_FIRST_STAGE = {"SSDLite": False, "RetinaNet": True, "MaskRCNN": True}
+OWN_FIELDS = (  # of the detector, not of its backbone
+    *("num_classes", "scaled_anchors", "box_batch_size_per_image"),
+    *("freeze_first_stage", "freeze_batch_norm"),
+)
 WINDOW_SIZE = 10  # of the paper's detectors, at any image size
 
 
@@ -22,40 +26,22 @@ def detector_config(
     name: str,
     backbone: str = "EMOv2-5M",
     *,
-    num_classes: int = 80,
     image_size: int | None = None,
-    scaled_anchors: bool = False,
-    box_batch_size_per_image: int = 512,
     id2label: dict[int, str] | None = None,
-    freeze_first_stage: bool = False,
-    freeze_batch_norm: bool = False,
-    **backbone_overrides,
+    **options,
 ) -> EMOv2DetectorConfig:
     """The configuration of a named detector; arguments and errors are those of `create_detector`."""
     if not isinstance(name, str) or name not in STAGES:
         raise ValueError(f"Unknown detector {shown(name)}; known are {', '.join(STAGES)}.")
     if not isinstance(backbone, str) or backbone not in PRESETS:
         raise ValueError(f"Unknown backbone {shown(backbone)}; known are {', '.join(PRESETS)}.")
-    check_whole("num_classes", num_classes)
-    check_whole("box_batch_size_per_image", box_batch_size_per_image)
-    if image_size is not None:
-        check_whole("image_size", image_size, LEAST_SIDE)
-    for flag, value in (
-        ("scaled_anchors", scaled_anchors),
-        ("freeze_first_stage", freeze_first_stage),
-        ("freeze_batch_norm", freeze_batch_norm),
-    ):
-        check_flag(flag, value)
+    own = {field: options.pop(field) for field in OWN_FIELDS if field in options}
     return EMOv2DetectorConfig(
         detector=name,
-        backbone_config=emov2_config(backbone, **{"window_size": WINDOW_SIZE, **backbone_overrides}),
-        num_classes=num_classes,
+        backbone_config=emov2_config(backbone, **{"window_size": WINDOW_SIZE, **options}),
         image_size=IMAGE_SIZES[name] if image_size is None else image_size,
-        scaled_anchors=scaled_anchors,
-        box_batch_size_per_image=box_batch_size_per_image,
-        freeze_first_stage=freeze_first_stage,
-        freeze_batch_norm=freeze_batch_norm,
         id2label=id2label,
+        **own,
     )
 
 
@@ -63,29 +49,23 @@ def create_detector(
     name: str,
     backbone: str = "EMOv2-5M",
     *,
-    num_classes: int = 80,
-    image_size: int | None = None,
-    scaled_anchors: bool = False,
-    box_batch_size_per_image: int = 512,
-    id2label: dict[int, str] | None = None,
     backbone_weights: str | Path | None = None,
     freeze_first_stage: bool | None = None,
     freeze_batch_norm: bool | None = None,
-    **backbone_overrides,
+    **options,
 ) -> EMOv2Detector:
     """A detector with newly initialised weights, or on a trained classifier's.
 
     Args:
         name: one of `list_detectors()`.
         backbone: one of `list_emov2()`.
-        num_classes: number of classes without the background.
-        image_size: side in pixels, see `EMOv2DetectorConfig`; None: 320 for SSDLite, 800 for the others.
-        scaled_anchors, box_batch_size_per_image: see `EMOv2DetectorConfig`.
-        id2label: {label: name of the class}; labels begin at 0 for RetinaNet and at 1 for the others.
         backbone_weights: folder or hub id of a classifier to start from.
         freeze_first_stage, freeze_batch_norm: see `EMOv2DetectorConfig`. None: as in the paper if there are
             `backbone_weights`, else False, because new weights must be trained.
-        backbone_overrides: fields of `EMOv2Config` that differ from the preset, e.g. `window_size=7` (10 by default).
+        options: `num_classes` (80) without the background; `image_size` in pixels (320 for SSDLite, 800 for the
+            others); `id2label`, {label: name of the class}, whose labels begin at 0 for RetinaNet and at 1 for the
+            others; `scaled_anchors` and `box_batch_size_per_image`, see `EMOv2DetectorConfig`; and fields of
+            `EMOv2Config` that differ from the preset, e.g. `window_size=7` (10 by default).
 
     Raises:
         ValueError: if a name, a field or the weights are not fit.
@@ -98,19 +78,11 @@ def create_detector(
         )
     if freeze_first_stage is None:
         freeze_first_stage = is_pretrained and isinstance(name, str) and FREEZES_FIRST_STAGE.get(name, False)
-    config = detector_config(
-        name,
-        backbone,
-        num_classes=num_classes,
-        image_size=image_size,
-        scaled_anchors=scaled_anchors,
-        box_batch_size_per_image=box_batch_size_per_image,
-        id2label=id2label,
-        freeze_first_stage=freeze_first_stage,
-        freeze_batch_norm=is_pretrained if freeze_batch_norm is None else freeze_batch_norm,
-        **backbone_overrides,
-    )
-    detector = EMOv2Detector(config)
+    freeze = {
+        "freeze_first_stage": freeze_first_stage,
+        "freeze_batch_norm": is_pretrained if freeze_batch_norm is None else freeze_batch_norm,
+    }
+    detector = EMOv2Detector(detector_config(name, backbone, **freeze, **options))
     if is_pretrained:
         detector.detector.backbone.body.load_classifier(backbone_weights)
     return detector

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from demo_diffusion.checks import check_flag, check_whole, shown
+from demo_diffusion.checks import check_whole, shown
 from demo_diffusion.models.emov2.configuration import checked_names
 from demo_diffusion.models.emov2.presets import PRESETS, emov2_config
 
@@ -36,9 +36,6 @@ def segmenter_config(
     check_whole("num_labels", num_labels)
     if head_channels is None:
         head_channels = 180 if (head, backbone[-3:]) == ("segformer", "-1M") else HEAD_CHANNELS[head]
-    check_whole("head_channels", head_channels)
-    if auxiliary is not None:
-        check_flag("auxiliary", auxiliary)
     id2label = None if id2label is None or id2label == {} else checked_names(id2label)
     names = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}} if id2label else {}
     return EMOv2SegmenterConfig(
